@@ -1,0 +1,29 @@
+"""Reproducibility kit for Intra-Trajectory Consistency for Reward Modeling (ICRM, arXiv 2506.09096).
+
+The package itself imports nothing heavy: a name listed below is loaded from its module on first use, so
+`import icrm_lib` stays instant and the command-line tools answer before torch is loaded.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Language": "testbed",
+    "load_preferences": "preferences",
+    "RewardModel": "reward_model",
+    "ICRMConfig": "training",
+    "ICRMTrainer": "training",
+    "Workspace": "workspace",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"icrm_lib has no attribute {name!r}; it offers {', '.join(_EXPORTS)}")
+    return getattr(import_module(f"icrm_lib.{_EXPORTS[name]}"), name)
+
+
+def __dir__():
+    return sorted(__all__)

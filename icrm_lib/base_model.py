@@ -1,0 +1,273 @@
+"""The causal language model that everything starts from: small ones made here, or any the user names."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from icrm_lib import runtime
+
+# Rows of the vocabulary projection computed at a time: bounds the logits that exist at once to 128 x V.
+ROWS_PER_CHUNK = 128
+
+SCRATCH_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ message['role'] }}|>\n{{ message['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def scratch_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with a chat template on the given texts.
+
+    Args:
+        texts: prompts and responses.
+        vocabulary: number of tokens, at least 300 (256 bytes and the special tokens).
+
+    Raises:
+        ValueError: `vocabulary` is too small.
+    """
+    if vocabulary < 300:
+        raise ValueError(f"vocabulary must be at least 300 (256 bytes and the special tokens), got {vocabulary}")
+    special = ["<pad>", "<bos>", "<eos>", "<|system|>", "<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens=special[3:],
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = SCRATCH_TEMPLATE
+    return fast
+
+
+def small_llama(
+    tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, layers: int, heads: int, max_length: int, seed: int
+) -> LlamaForCausalLM:
+    """Return a randomly initialised Llama of the given size with tied embeddings.
+
+    Args:
+        tokenizer: decides the vocabulary and the special ids.
+        hidden_size: width, a multiple of `heads`.
+        layers: decoder layers.
+        heads: attention heads.
+        max_length: longest sequence in tokens.
+        seed: of the initialisation.
+    """
+    set_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def load_causal_lm(path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a causal language model (safetensors only, no remote code) in evaluation mode, frozen.
+
+    Args:
+        path: local directory or hub id.
+        device: where to put it; the GPU when one is visible if None.
+        dtype: weights' type; the checkpoint's own if None.
+    """
+    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype or "auto", use_safetensors=True)
+    return model.to(device or runtime.device()).eval().requires_grad_(False)
+
+
+def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
+    """Return the `transformers` model inside a PEFT wrapper (its LoRA layers stay in it), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def refuse_capped_logits(config: PreTrainedConfig) -> None:
+    """Raise for architectures whose logits are more than `hidden @ lm_head^T` (Gemma 2 and its logit cap).
+
+    Raises:
+        ValueError: the architecture caps its logits, which the chunked loss does not compute.
+    """
+    cap = config.get_text_config().to_dict().get("final_logit_softcapping")
+    if cap:
+        raise ValueError(
+            f"{config.model_type} caps its logits (final_logit_softcapping={cap}), which the chunked language-model "
+            "loss does not compute; choose a model without a cap, or generator kind 'base' and sft_weight 0"
+        )
+
+
+def token_nll(hidden: torch.Tensor, lm_head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each target under softmax(hidden @ lm_head^T), never holding N x V logits.
+
+    Args:
+        hidden: last hidden states, one a predicted token. Shape: (N, H).
+        lm_head: the frozen or trained projection. Shape: (V, H).
+        targets: token ids. Shape: (N,).
+
+    Returns:
+        Shape: (N,). Differentiable in `hidden` and `lm_head`.
+    """
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_PER_CHUNK, chunking_method=None)
+    return F.linear_cross_entropy(hidden, lm_head.to(hidden.dtype), targets, reduction="none", options=options)
+
+
+def decoder_states(model: torch.nn.Module, causal_lm: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
+    """Run the (possibly wrapped) causal model and return the decoder's last hidden states. Shape: (N, T, H).
+
+    The call goes through the wrapper, so DDP, FSDP and gradient checkpointing keep working; the logits, which the
+    model would otherwise compute for every position, are asked for one position only.
+
+    Args:
+        model: what to call, e.g. the DDP or PEFT wrapper.
+        causal_lm: the `transformers` model inside it.
+        inputs: `input_ids`, `attention_mask`.
+    """
+    states = []
+    hook = causal_lm.get_decoder().register_forward_hook(lambda module, args, out: states.append(out[0]))
+    try:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return states[0]
+
+
+class LogFile(TrainerCallback):
+    """Append every log entry of a trainer to a JSON-lines file as it happens."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+def pad_rows(rows: list[list], value: float | int, dtype: torch.dtype) -> torch.Tensor:
+    """Right-pad lists to one tensor. Shape: (len(rows), longest)."""
+    length = max(map(len, rows))
+    padded = torch.full((len(rows), length), value, dtype=dtype)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.as_tensor(row, dtype=dtype)
+    return padded
+
+
+class LanguageModelTrainer(Trainer):
+    """Next-token training on the tokens from `prompt_length` on.
+
+    Rows: `input_ids` (list of int), `prompt_length` (int >= 1). The loss is the mean over the sequences of each
+    one's mean token loss, so that a long response weighs as much as a short one.
+    """
+
+    def __init__(self, model, *, pad_token_id: int, **kwargs):
+        self.pad_token_id = pad_token_id
+        super().__init__(model=model, data_collator=self._collate, **kwargs)
+        self.causal_lm = without_adapter(self.model)
+        refuse_capped_logits(self.causal_lm.config)
+
+    def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": pad_rows(ids, self.pad_token_id, torch.long),
+            "attention_mask": pad_rows([[1] * len(row) for row in ids], 0, torch.long),
+            "prompt_length": torch.tensor([row["prompt_length"] for row in rows]),
+        }
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        prompt_length = inputs.pop("prompt_length")
+        hidden = decoder_states(model, self.causal_lm, **inputs)
+        positions = torch.arange(1, hidden.shape[1], device=hidden.device)
+        predicted = (inputs["attention_mask"][:, 1:] == 1) & (positions >= prompt_length[:, None])
+        head = self.causal_lm.get_output_embeddings().weight
+        losses = token_nll(hidden[:, :-1][predicted], head, inputs["input_ids"][:, 1:][predicted])
+        weights = (predicted / predicted.sum(1, keepdim=True).clamp(min=1))[predicted] / len(predicted)
+        loss = (losses.float() * weights).sum()
+        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+
+def train_language_model(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    *,
+    folder: Path,
+    pad_token_id: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    steps: int = -1,
+    epochs: float = 1.0,
+) -> LanguageModelTrainer:
+    """Train a causal language model (or a PEFT-wrapped one) on tokenised sequences; writes `log.jsonl`.
+
+    Args:
+        model: the model; trained in place.
+        dataset: rows `input_ids`, `prompt_length`.
+        folder: for the log.
+        pad_token_id: padding id.
+        batch_size: sequences a step.
+        learning_rate: peak of the cosine schedule (3 % warm-up).
+        seed: of order and dropout.
+        steps: number of steps; -1 means `epochs` decide.
+        epochs: passes over the data.
+
+    Returns:
+        the finished trainer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        max_steps=steps,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        use_cpu=runtime.device() == "cpu",
+        bf16=runtime.device() == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=not runtime.watched(),
+    )
+    callbacks = [LogFile(folder / "log.jsonl")]
+    trainer = LanguageModelTrainer(
+        model, pad_token_id=pad_token_id, args=args, train_dataset=dataset, callbacks=callbacks
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every log line; the log file keeps them
+    trainer.train()
+    return trainer

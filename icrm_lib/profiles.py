@@ -1,0 +1,163 @@
+"""Profiles decide the size of a run, nothing else: the same code runs for a laptop and for one GPU.
+
+The frozen dataclasses are the schema, `profiles/<name>.yaml` holds the values.
+"""
+
+import difflib
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from icrm_lib import runtime
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """Knobs of the testbed language (see `testbed.Language`); used when the data is "testbed"."""
+
+    seed: int = 0
+    idiosyncratic_words: int = 2
+    persistence: float = 0.75
+    threshold: int = 3
+    preference_noise: float = 1.0
+    length_confounding: float = 0.0
+    subword: bool = False
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Preference pairs and how they are tokenised and split (always by prompt)."""
+
+    preferences: str = "testbed"  # "testbed", a JSONL/JSON/Parquet path, or a hub id
+    train_pairs: int = 400  # at most; testbed: exactly
+    validation_pairs: int = 200
+    test_pairs: int = 500
+    max_length: int = 1024  # tokens
+
+
+@dataclass(frozen=True)
+class BaseModelSettings:
+    """The language model that everything starts from."""
+
+    name: str = "testbed"  # "testbed" and "scratch" are trained here; else a local directory or a hub id
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 4
+    vocabulary: int = 2048  # "scratch" only: size of the byte-level BPE vocabulary
+    steps: int = 400
+    batch_size: int = 64  # responses a step
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """The frozen generator whose next-token probabilities weight the consistency term."""
+
+    kind: str = "fitted"  # "fitted" (LoRA on the preference texts), "base" (as it is), "exact" (testbed only)
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    learning_rate: float = 1e-3
+    epochs: float = 1.0
+    batch_size: int = 16  # pairs a step
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class RewardModelSettings:
+    """Reward-model training; `consistency_weight` is the paper's lambda."""
+
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    learning_rate: float = 2e-3
+    epochs: float = 6.0
+    batch_size: int = 16  # pairs a forward pass
+    accumulation: int = 1
+    warmup: float = 0.03  # share of the steps
+    consistency_weight: float = 0.1
+    sft_weight: float = 0.001
+    weighting: str = "probability"
+    margin: bool = False  # subtract the rating difference in the Bradley-Terry term, where the data have ratings
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that decides the size of a run. `name` is the stem of the YAML file."""
+
+    name: str
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    base_model: BaseModelSettings = field(default_factory=BaseModelSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    reward_model: RewardModelSettings = field(default_factory=RewardModelSettings)
+    seeds: int = 3  # paired seeds of a comparison
+
+    def config(self) -> dict[str, Any]:
+        """Return the profile as plain nested values, for records and cache keys."""
+        return asdict(self)
+
+
+def profiles_folder() -> Path:
+    return runtime.project_root() / "profiles"
+
+
+def known_profiles() -> list[str]:
+    """Return the names of the profiles in `profiles/`, sorted."""
+    return sorted(path.stem for path in profiles_folder().glob("*.yaml"))
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a sentence that names the nearest known name, or all of them when none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def load_profile(name: str) -> Profile:
+    """Load `profiles/<name>.yaml`.
+
+    Raises:
+        ValueError: unknown profile, unknown key or a value of another type; the message names the nearest.
+    """
+    path = profiles_folder() / f"{name}.yaml"
+    if name not in known_profiles():
+        raise ValueError(f"unknown profile {name!r}; {nearest(name, known_profiles())}")
+    return build(Profile, {"name": name, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}, path.name)
+
+
+def build(schema: type, values: dict[str, Any], where: str) -> Any:
+    """Build a (nested) settings dataclass from plain values, refusing what the schema does not know.
+
+    Args:
+        schema: one of the dataclasses above.
+        values: mapping of field names to values; missing fields keep their defaults.
+        where: what to call the source in an error, e.g. "smoke.yaml".
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of another type.
+    """
+    types = get_type_hints(schema)
+    for key in values:
+        if key not in types:
+            raise ValueError(f"{where}: unknown key {key!r}; {nearest(str(key), list(types))}")
+    for item in fields(schema):
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{where}: the key {item.name!r} is missing; add it")
+    return schema(**{key: _checked(types[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def _checked(kind: type, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a mapping of settings, got {value!r}")
+        return build(kind, value, where)
+    # YAML reads 1e-5 as text and 1 as an integer: both are fine where a float is wanted; True never is.
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}; correct the value")

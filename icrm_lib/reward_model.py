@@ -1,0 +1,187 @@
+"""A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from icrm_lib import runtime
+from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
+
+Conversation = list[dict[str, str]]
+
+
+class TokenReward(NamedTuple):
+    """The reward of the prefix that ends with one response token.
+
+    Attributes:
+        text: the token's part of the response; "" for the closing token.
+        start: offset of its first character in the response.
+        end: offset behind its last character.
+        reward: raw reward (a logit).
+    """
+
+    text: str
+    start: int
+    end: int
+    reward: float
+
+
+@dataclass
+class HeadOutput:
+    """What passed through the reward head in one forward pass.
+
+    Attributes:
+        hidden: the backbone's last hidden states. Shape: (N, T, H).
+        rewards: the head's output at every position. Shape: (N, T).
+    """
+
+    hidden: torch.Tensor | None = None
+    rewards: torch.Tensor | None = None
+
+
+def reward_head(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the head (`score`) of a one-label sequence classification model, PEFT-wrapped or not.
+
+    Raises:
+        ValueError: the architecture reads its reward otherwise than by a `score` layer on every position.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = dict(inner.named_children()).get("score")
+    if head is None:
+        raise ValueError(
+            f"{type(inner).__name__} has no `score` layer on every position, so it has no token rewards; use a decoder "
+            "architecture with AutoModelForSequenceClassification (Llama, Gemma, Qwen, Mistral, ...)"
+        )
+    return head
+
+
+@contextmanager
+def capture_head(model: torch.nn.Module) -> Iterator[HeadOutput]:
+    """Collect hidden states and token rewards of the next forward pass of `model` or of any wrapper around it.
+
+    `transformers` computes the reward at every position and then keeps one. A hook on the head sees them all, with
+    their gradient, while the call itself still goes through DDP, FSDP, PEFT or a compiled wrapper.
+    """
+    output = HeadOutput()
+
+    def keep(module, args, result):
+        output.hidden, output.rewards = args[0], result.squeeze(-1)
+
+    hook = reward_head(model).register_forward_hook(keep)
+    try:
+        yield output
+    finally:
+        hook.remove()
+
+
+class RewardModel:
+    """A one-label sequence classification model and its tokenizer.
+
+    Args:
+        model: from `AutoModelForSequenceClassification` with one label, PEFT-wrapped or not.
+        tokenizer: with a chat template; made fit by `tokenization.prepare_tokenizer`.
+
+    Raises:
+        ValueError: the model has another number of labels, or no reward at every position.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
+        if model.config.num_labels != 1:
+            raise ValueError(f"a reward model has num_labels=1, this one has {model.config.num_labels}")
+        reward_head(model)
+        self.model = model.eval()
+        self.tokenizer = prepare_tokenizer(tokenizer)
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "RewardModel":
+        """Load a saved reward model, whole or adapter-only; safetensors only, no remote code.
+
+        Args:
+            path: local directory or hub id.
+            device: "cpu", "cuda", ...; the GPU when one is visible if None.
+            dtype: weights' type; the checkpoint's own if None.
+        """
+        path = str(path)
+        kwargs = {"dtype": dtype or "auto", "use_safetensors": True, "num_labels": 1}
+        if (Path(path) / "adapter_config.json").is_file():
+            model = AutoPeftModelForSequenceClassification.from_pretrained(path, **kwargs).merge_and_unload()
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+        return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path))
+
+    @torch.inference_mode()
+    def score(self, conversations: Sequence[Conversation], *, batch_size: int = 16) -> np.ndarray:
+        """Score whole conversations: the reward at the closing token of the last assistant turn.
+
+        Args:
+            conversations: each a list of {"role", "content"} that ends with an assistant turn.
+            batch_size: conversations in one forward pass; changes the speed, not the scores.
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+        """
+        rows = [tokenize_conversation(self.tokenizer, conversation).input_ids for conversation in conversations]
+        scores = np.empty(len(rows), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # equal lengths together: little padding
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            rewards = self._rewards([rows[index] for index in chosen])
+            ends = torch.tensor([len(rows[index]) - 1 for index in chosen])
+            scores[chosen] = rewards[torch.arange(len(chosen)), ends].numpy()
+        return scores
+
+    @torch.inference_mode()
+    def token_rewards(self, conversation: Conversation) -> list[TokenReward]:
+        """Return the reward at every token of the last assistant turn, its closing token included.
+
+        Args:
+            conversation: list of {"role", "content"} that ends with an assistant turn.
+
+        Returns:
+            one `TokenReward` a token; offsets count characters of the response string.
+        """
+        row = tokenize_conversation(self.tokenizer, conversation, offsets=True)
+        rewards = self._rewards([row.input_ids])[0, row.prompt_length :].tolist()
+        response = conversation[-1]["content"]
+        return [
+            TokenReward(response[start:end], start, end, reward)
+            for (start, end), reward in zip(row.offsets, rewards, strict=True)
+        ]
+
+    def _rewards(self, rows: list[list[int]]) -> torch.Tensor:
+        # (N, T) float32 on the CPU; right padding, so that causal attention never sees it.
+        device = self.model.device
+        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(device)
+        with capture_head(self.model) as head:
+            self.model(**batch, use_cache=False)
+        return head.rewards.float().cpu()
+
+    def save_pretrained(self, path: str | Path, *, adapter_only: bool = False) -> None:
+        """Save a plain one-label directory (safetensors, tokenizer, chat template) that other tools load as it is.
+
+        Args:
+            path: target directory.
+            adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only.
+
+        Raises:
+            ValueError: `adapter_only` without an adapter.
+        """
+        model = self.model
+        if adapter_only and not isinstance(model, PeftModel):
+            raise ValueError("adapter_only=True needs a PEFT model; this one has no adapter, save it whole")
+        if isinstance(model, PeftModel) and not adapter_only:
+            # A copy is merged: the caller may go on training this one, and merging is not exactly reversible.
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))

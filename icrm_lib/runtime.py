@@ -1,0 +1,108 @@
+"""Where the project lies, what it runs on, and how to keep third-party libraries quiet."""
+
+import os
+import platform
+import random
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+# What decides a number in a record; printed at the start of every notebook and stored with every result.
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
+
+
+def project_root(start: str | Path | None = None) -> Path:
+    """Return the folder that holds `pyproject.toml`, walking up from `start`.
+
+    The working directory differs between papermill (the caller's), nbval and JupyterLab (the notebook's), so
+    nothing in the kit uses it as it is.
+
+    Args:
+        start: folder to start from; the current working directory when None.
+
+    Raises:
+        FileNotFoundError: no parent holds the project's `pyproject.toml`.
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "icrm_lib").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no pyproject.toml next to an icrm_lib folder in {here} or above it; start from inside the project"
+    )
+
+
+def resolve_path(path: str | Path) -> Path:
+    """Return `path` as given when absolute, else relative to the project root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else project_root() / path
+
+
+def display_path(path: str | Path) -> str:
+    """Return `path` relative to the project root where it lies inside, so that outputs name no machine."""
+    path = Path(path)
+    root = project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def quiet() -> None:
+    """Silence progress bars, advice and warnings of the libraries below; call before they are imported.
+
+    Stored notebook outputs are compared on other machines, so nothing that depends on the machine or on a
+    library's mood may reach them. Errors still do.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices). Data order, dropout and initialisation follow from it."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def device() -> str:
+    """Return the device a stage runs on: "cuda" when a GPU is visible, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name() -> str:
+    """Return the accelerator's product name, or "CPU (n threads)"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def start(profile: str) -> None:
+    """Quiet the libraries and print profile, device and versions: the first code cell of every notebook."""
+    quiet()
+    print(f"profile {profile} on {device_name()}")
+    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+
+
+def watched() -> bool:
+    """Say whether a person watches: then progress bars are worth drawing.
+
+    The notebook runner and the tests set ICRM_UNATTENDED; elsewhere a terminal or a notebook kernel counts.
+    """
+    if os.environ.get("ICRM_UNATTENDED"):
+        return False
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

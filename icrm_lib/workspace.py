@@ -1,0 +1,282 @@
+"""What a profile needs on disk: each artefact is made when it is missing and reused when it is there.
+
+Artefacts lie in `runs/<profile>/artefacts/<noun>-<hash>`, the hash naming everything they depend on, so a changed
+setting makes a new folder and never meets an old one.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from icrm_lib import records, runtime
+from icrm_lib.base_model import load_causal_lm, scratch_tokenizer, small_llama, train_language_model
+from icrm_lib.generator import Scorer, both_sides, cached_logprobs, fit_generator, model_fingerprint, model_scorer
+from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
+from icrm_lib.profiles import Profile, load_profile
+from icrm_lib.reward_model import RewardModel
+from icrm_lib.testbed import Language
+from icrm_lib.tokenization import prepare_tokenizer
+from icrm_lib.training import method_settings, train_reward_model
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
+GENERATOR_KINDS = ("fitted", "base", "exact")
+
+
+class Workspace:
+    """The artefacts of one profile, seed, data source and base model.
+
+    Args:
+        profile: name of a profile, or a `Profile`.
+        seed: of the pairs, the splits, the base model and the generator. Reward models take their own.
+        preferences: replaces the profile's data source when not empty ("testbed", a path, a hub id).
+        base_model: replaces the profile's base model when not empty ("testbed", "scratch", a directory, a hub id).
+        folder: where artefacts lie; `runs/<profile>/artefacts` when None.
+
+    Raises:
+        ValueError: unknown profile or generator kind, or a combination that makes no sense.
+    """
+
+    def __init__(
+        self,
+        profile: str | Profile,
+        *,
+        seed: int = 0,
+        preferences: str = "",
+        base_model: str = "",
+        folder: str | Path | None = None,
+    ):
+        profile = load_profile(profile) if isinstance(profile, str) else profile
+        self.profile = replace(
+            profile,
+            data=replace(profile.data, preferences=str(preferences or profile.data.preferences)),
+            base_model=replace(profile.base_model, name=str(base_model or profile.base_model.name)),
+        )
+        self.seed = seed
+        self.folder = Path(folder or runtime.project_root() / "runs" / profile.name / "artefacts")
+        if self.profile.base_model.name == "testbed" and not self.on_testbed:
+            raise ValueError(
+                f"the testbed's model knows only the testbed's words, not those of {self.profile.data.preferences!r}; "
+                "set BASE_MODEL to 'scratch', a local directory or a hub id"
+            )
+        kind = self.profile.generator.kind
+        if kind not in GENERATOR_KINDS or (kind == "exact" and not self.on_testbed):
+            raise ValueError(f"generator kind {kind!r}: choose one of {GENERATOR_KINDS}; 'exact' on the testbed only")
+
+    @property
+    def on_testbed(self) -> bool:
+        """Whether the data come from the testbed, so that the truth is known."""
+        return self.profile.data.preferences == "testbed"
+
+    @cached_property
+    def language(self) -> Language:
+        """The testbed language of the profile."""
+        return Language(**asdict(self.profile.language))
+
+    @cached_property
+    def reports(self) -> list[Report]:
+        """What loading and tokenising refused, in order; filled as the stages run."""
+        return []
+
+    # Data ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pairs(self) -> dict[str, Dataset]:
+        """Preference pairs by split; no prompt is in two splits."""
+        data = self.profile.data
+        limits = (data.train_pairs, data.validation_pairs, data.test_pairs)
+        if self.on_testbed:
+            folder = self._testbed_files(limits)
+            loaded = [load_preferences(folder / f"{split}.jsonl") for split in SPLITS]
+            self.reports.extend(report for _, report in loaded)
+            return dict(zip(SPLITS, (dataset for dataset, _ in loaded), strict=True))
+        source = runtime.resolve_path(data.preferences) if _is_file(data.preferences) else data.preferences
+        dataset, report = load_preferences(source)
+        self.reports.append(report)
+        parts = split_by_prompt(dataset, FRACTIONS, self.seed)
+        shuffled = (part.shuffle(seed=self.seed) for part in parts)
+        capped = (part.select(range(min(limit, len(part)))) for part, limit in zip(shuffled, limits, strict=True))
+        return dict(zip(SPLITS, capped, strict=True))
+
+    def _testbed_files(self, sizes: tuple[int, ...]) -> Path:
+        key = {"language": self.language.config(), "sizes": list(sizes), "seed": self.seed}
+
+        def make(folder: Path) -> None:
+            prompts = self.language.split_prompts()
+            for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
+                rng = np.random.default_rng([self.seed, index])
+                rows = self.language.preference_pairs(size, rng, prompts=prompts[index])
+                lines = (json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) for row in rows)
+                (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+        return self._artefact("pairs", key, make)
+
+    # Base model ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def base_model(self) -> str:
+        """Directory or hub id of the base causal language model; "testbed" and "scratch" are trained here."""
+        settings = self.profile.base_model
+        if settings.name not in ("testbed", "scratch"):
+            return str(runtime.resolve_path(settings.name)) if _is_folder(settings.name) else settings.name
+        key = {"settings": asdict(settings), "seed": self.seed, "max_length": self.profile.data.max_length}
+        if settings.name == "testbed":
+            key["language"] = self.language.config()
+        else:
+            key["texts"] = records.fingerprint(self._texts())
+        return str(self._artefact("base_model", key, self._train_base_model))
+
+    def _train_base_model(self, folder: Path) -> None:
+        settings, length = self.profile.base_model, self.profile.data.max_length
+        if settings.name == "testbed":
+            tokenizer = prepare_tokenizer(self.language.tokenizer)
+            sequences = self._testbed_sequences(tokenizer, settings.steps * settings.batch_size)
+        else:
+            tokenizer = prepare_tokenizer(scratch_tokenizer(self._texts(), settings.vocabulary))
+            pairs, _ = tokenize_pairs(self.pairs["train"], tokenizer, max_length=length)
+            sequences = both_sides(pairs).map(lambda row: {"prompt_length": 1})  # the prompt is text to learn, too
+        size = {"hidden_size": settings.hidden_size, "layers": settings.layers, "heads": settings.heads}
+        model = small_llama(tokenizer, **size, max_length=length, seed=self.seed)
+        train_language_model(
+            model,
+            sequences,
+            folder=folder,
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=self.seed,
+            steps=settings.steps,
+        )
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+
+    def _texts(self) -> list[str]:
+        # Training split only: the tokenizer must not have seen the test texts.
+        train = self.pairs["train"]
+        prompts = [message["content"] for prompt in train["prompt"] for message in prompt]
+        return [*prompts, *train["chosen"], *train["rejected"]]
+
+    def _testbed_sequences(self, tokenizer: PreTrainedTokenizerBase, count: int) -> Dataset:
+        """Unlabelled responses to every prompt, as a pre-training corpus."""
+        language = self.language
+        rng = np.random.default_rng([self.seed, 1000])
+        each = -(-count // len(language.prompts))
+        rows = []
+        for prompt in language.prompts:
+            question = {"role": "user", "content": prompt}
+            head = tokenizer.apply_chat_template([question], add_generation_prompt=True, return_dict=False)
+            responses = language.sample_responses(prompt, each, rng)
+            ids = tokenizer(responses, add_special_tokens=False)["input_ids"]
+            rows.extend(head + row + [tokenizer.eos_token_id] for row in ids)
+        rng.shuffle(rows)
+        return Dataset.from_dict({"input_ids": rows, "prompt_length": [1] * len(rows)})
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer, made fit for reward modelling."""
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(self.base_model))
+
+    @cached_property
+    def tokenized(self) -> dict[str, Dataset]:
+        """The pairs as token ids, by split."""
+        result = {}
+        for split, dataset in self.pairs.items():
+            if "margin" in dataset.column_names and not self.profile.reward_model.margin:
+                dataset = dataset.remove_columns("margin")  # TRL subtracts a margin column whenever it sees one
+            result[split], report = tokenize_pairs(dataset, self.tokenizer, max_length=self.profile.data.max_length)
+            self.reports.append(report)
+        return result
+
+    # Generator -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def generator(self) -> str:
+        """Directory or hub id of the frozen generator; fitted on the training pairs when its kind says so."""
+        settings = self.profile.generator
+        if settings.kind == "exact":
+            raise ValueError("generator kind 'exact' is the language itself, not a model; use workspace.language")
+        if settings.kind == "base":
+            return self.base_model
+        key = {"base_model": model_fingerprint(self.base_model), "settings": asdict(settings), "seed": self.seed}
+        key |= {"pairs": records.fingerprint(self.tokenized["train"].to_dict())}
+
+        def make(folder: Path) -> None:
+            model = fit_generator(self.base_model, self.tokenized["train"], settings, folder, seed=self.seed)
+            model.save_pretrained(str(folder))
+            self.tokenizer.save_pretrained(str(folder))
+
+        return str(self._artefact("generator", key, make))
+
+    def with_logprobs(self, split: str) -> Dataset:
+        """Return a split's tokenised pairs with the generator's log-probabilities (cached, memory-mapped)."""
+        settings = self.profile.generator
+        exact = settings.kind == "exact"
+        key = {"generator": self.language.config() if exact else model_fingerprint(self.generator)}
+        key["temperature"] = 1.0 if exact else settings.temperature
+        folder = self._path("logprobs", {**key, "split": split, "seed": self.seed, "data": self.profile.config()["data"]})
+        return cached_logprobs(self.tokenized[split], self._exact if exact else self._generator_scorer, folder, key)
+
+    def _generator_scorer(self) -> Scorer:
+        model = load_causal_lm(self.generator)
+        return model_scorer(model, self.tokenizer.pad_token_id, temperature=self.profile.generator.temperature)
+
+    def _exact(self) -> Scorer:
+        return lambda rows: [np.log(self.language.token_probs(ids)[start:]).astype(np.float32) for ids, start in rows]
+
+    # Reward model --------------------------------------------------------------------------------------------------
+
+    def reward_model(self, method: str, seed: int = 0) -> RewardModel:
+        """Return the trained reward model of a method and seed; trained and saved when missing."""
+        return RewardModel.from_pretrained(self.reward_model_folder(method, seed))
+
+    def reward_model_folder(self, method: str, seed: int = 0) -> Path:
+        """Return its directory: the merged model and `log.jsonl`, the training log."""
+        settings = method_settings(self.profile.reward_model, method)
+        needs_generator = settings.consistency_weight > 0 and settings.weighting != "uniform"
+        key = {
+            "base_model": model_fingerprint(self.base_model),
+            "settings": asdict(settings),
+            "pairs": records.fingerprint(self.tokenized["train"].to_dict()),
+            "generator": asdict(self.profile.generator) if needs_generator else None,
+            "seeds": [self.seed, seed],
+        }
+
+        def make(folder: Path) -> None:
+            train = self.with_logprobs("train") if needs_generator else self.tokenized["train"]
+            trainer = train_reward_model(self.base_model, self.tokenizer, train, settings, folder=folder, seed=seed)
+            RewardModel(trainer.model, self.tokenizer).save_pretrained(folder)
+
+        return self._artefact("reward_model", key, make)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _path(self, noun: str, key: dict) -> Path:
+        return self.folder / f"{noun}-{records.fingerprint(key)}"
+
+    def _artefact(self, noun: str, key: dict, make: Callable[[Path], None]) -> Path:
+        """Return the folder of an artefact; `make` fills it when it is missing or not whole."""
+        path = self._path(noun, key)
+        if records.is_whole(path, key):
+            logger.info("reusing %s", runtime.display_path(path))
+            return path
+        logger.info("making %s", runtime.display_path(path))
+        with records.whole_folder(path, key) as folder:
+            make(folder)
+        return path
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in {".jsonl", ".json", ".parquet", ".gz"} or runtime.resolve_path(source).exists()
+
+
+def _is_folder(name: str) -> bool:
+    return runtime.resolve_path(name).is_dir()
