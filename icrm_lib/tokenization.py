@@ -1,0 +1,466 @@
+"""From conversations to token ids, in the one way that training, scoring and evaluation share.
+
+A reward is read at the *closing token*: the end-of-turn token that the chat template writes after the last
+reply, or the EOS token where it writes none. Everything before the final reply is the prompt; the reply with
+its closing token is the response. `prepare_tokenizer` stores these conventions inside the tokenizer itself,
+so that tools which know nothing of this package read the reward at the same position.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+_WRAPPED = "{#- icrm_lib: a finished assistant turn ends at its closing token -#}\n"
+_SENTINEL = "icrmFinalReply"
+_PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _SENTINEL}]
+_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+_PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+_PAD_CANDIDATES = (
+    "<|finetune_right_pad_id|>",
+    "<pad>",
+    "[PAD]",
+    "<|endoftext|>",
+    "<|reserved_special_token_0|>",
+    "<unk>",
+)
+
+
+class ResponseTooLong(ValueError):
+    """The response alone leaves no room for a single prompt token (the BOS token where there is one)."""
+
+
+class TemplateProblem(ValueError):
+    """The chat template refuses a conversation, or hides where the final reply begins."""
+
+
+class Tokenized(NamedTuple):
+    """One tokenised conversation.
+
+    Attributes:
+        input_ids: prompt and response; the last one is the closing token.
+        prompt_length: number of prompt tokens; the response is `input_ids[prompt_length:]`.
+        offsets: (start, end) of each response token in the reply string, `(len, len)` for the closing token;
+            empty unless asked for.
+    """
+
+    input_ids: list[int]
+    prompt_length: int
+    offsets: list[tuple[int, int]]
+
+
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make a tokenizer fit for reward models, in place; doing it twice changes nothing.
+
+    - Chat template: what it renders ends exactly at the closing token when the last turn is the assistant's
+      (many templates write a line break after it), and begins with BOS if the tokenizer adds one to plain
+      text.
+    - Pad token: never the closing token. Sequence-classification models read the reward at the last token
+      that is not pad, so with pad == closing token they would read one token too early.
+    - Padding on the right; truncation on the left, so that a tool that truncates still keeps the closing
+      token.
+
+    All of this is saved by `save_pretrained`.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template (a string, or named templates with one called
+            "default").
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: no chat template, no closing token, no spare token to pad with, or a template that cannot
+            be wrapped.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so nothing says where a reply "
+            "begins and ends; set tokenizer.chat_template to the format the model was trained with"
+        )
+    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise ValueError(
+            f'the tokenizer names the chat templates {names} but no "default"; set the one to use'
+        )
+    if not tokenizer.get_chat_template().startswith(_WRAPPED):
+        _wrap_template(tokenizer)
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+    # save_pretrained writes only what is in here, and would lose both sides.
+    tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")
+    _choose_pad(tokenizer)
+    return tokenizer
+
+
+def tokenize_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Message],
+    *,
+    max_length: int | None = None,
+    offsets: bool = False,
+) -> Tokenized:
+    """Tokenise one conversation whose last turn is the assistant's.
+
+    The ids are those of `tokenizer.apply_chat_template(conversation)`, with two exceptions: a token never
+    reaches across the border of prompt and response, and the text of a special token inside a message
+    (`"<|im_end|>"` typed by a user) stays text.
+
+    Args:
+        tokenizer: as returned by `prepare_tokenizer`.
+        conversation: messages with "role" and "content" (both str).
+        max_length: most tokens, 2 or more. A longer prompt loses its beginning, except BOS; the response is
+            never cut.
+        offsets: also return where each response token lies in the reply.
+
+    Raises:
+        ResponseTooLong: the response fills `max_length`.
+        TemplateProblem: the chat template refuses the conversation, hides where the reply begins, or (with
+            `offsets`) rewrites it.
+        ValueError: an unprepared tokenizer, or a conversation that does not end with an assistant turn.
+    """
+    if not conversation or conversation[-1]["role"] != "assistant":
+        last = conversation[-1]["role"] if conversation else None
+        raise ValueError(f"the last turn is {last!r}, but a reward needs a reply; end with an assistant turn")
+    encoder = encoder_for(tokenizer)
+    prompt, reply = list(conversation[:-1]), conversation[-1]["content"]
+    (encoded,) = encoder.encode([(prompt, [reply])])
+    if isinstance(encoded, TemplateProblem):
+        raise encoded
+    (response,) = encoded.responses
+    kept = cut_prompt(encoded.prompt, len(response), max_length, tokenizer.bos_token_id)
+    spans = encoder.reply_offsets(encoded, reply) if offsets else []
+    return Tokenized(kept + response, len(kept), spans)
+
+
+def cut_prompt(prompt: list[int], response_length: int, max_length: int | None, bos: int | None) -> list[int]:
+    """Return the end of the prompt that fits before `response_length` tokens, with BOS kept in front.
+
+    One prompt token always stays, because a response token's probability is conditioned on what precedes it.
+    """
+    if max_length is None or len(prompt) + response_length <= max_length:
+        return prompt
+    room = max_length - response_length
+    if room < 1:
+        raise ResponseTooLong(
+            f"the response has {response_length} tokens and needs one more in front, but max_length is "
+            f"{max_length}; raise max_length or drop the row"
+        )
+    if prompt[0] == bos:
+        return prompt[:1] + prompt[len(prompt) - room + 1 :]
+    return prompt[-room:]
+
+
+class Encoded(NamedTuple):
+    """A prompt with its responses as token ids.
+
+    `head` is the prompt's text, `pieces` the text of prompt and first response as it was cut for tokenisation
+    (one piece for an ordinary row).
+    """
+
+    prompt: list[int]
+    responses: list[list[int]]
+    head: str
+    pieces: list[str]
+
+
+class Encoder:
+    """How one prepared tokenizer turns conversations into ids; get it from `encoder_for`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.frame = functools.lru_cache(maxsize=1024)(self._frame)
+        turn = self.render(_PROBE[:1]) + _closing_token(tokenizer, self.render(_PROBE))
+        controls = [
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if len(token.content) > 1
+            and (token.special or (not token.content.isspace() and token.content in turn))
+        ]
+        self.controls = re.compile(
+            "|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)"
+        )
+        # SentencePiece-like tokenizers put a space before a text. A piece from the middle of a conversation
+        # must not get one: it is encoded behind an anchor, whose ids are then removed. There are several
+        # anchors, as the text may merge with one of them.
+        anchors = ("\n", "a", "!")
+        self.anchors = list(zip(anchors, self._ids(list(anchors)), strict=True))
+        (alone,) = self._ids(["a"])
+        self.adds_space = self._behind("a", *self.anchors[0]) != alone
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+        """Return the conversation as text."""
+        return self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation_prompt
+        )
+
+    def encode(self, rows: Sequence[tuple[list[Message], list[str]]]) -> list[Encoded | TemplateProblem]:
+        """Tokenise prompts with their replies; all replies of a row get the same prompt ids.
+
+        Returns:
+            For each row its encoding, or what the chat template made impossible.
+        """
+        results: list[Encoded | TemplateProblem | None] = [None] * len(rows)
+        layouts = {}
+        for i, (prompt, replies) in enumerate(rows):
+            try:
+                if any(map(self.controls.search, [m["content"] for m in prompt] + replies)):
+                    results[i] = self._encode_guarded(prompt, replies)
+                else:
+                    layouts[i] = self.layout(prompt, replies)
+            except TemplateProblem as error:
+                results[i] = error
+            except TemplateError as error:
+                results[i] = TemplateProblem(f"the chat template refuses the conversation: {error}")
+        prompts = self._prompt_ids(list({head: None for head, _ in layouts.values()}))
+        wholes = iter(self._ids([text for _, texts in layouts.values() for text in texts]))
+        for i, (head, texts) in layouts.items():
+            results[i] = self._join(head, texts, prompts[head], [next(wholes) for _ in texts])
+        return results
+
+    def layout(self, prompt: list[Message], replies: list[str]) -> tuple[str, list[str]]:
+        """Return the text before the reply, and the rendered conversation for each reply."""
+        head, tail = self.frame(tuple((m["role"], m["content"]) for m in prompt))
+        texts = [self.render([*prompt, {"role": "assistant", "content": reply}]) for reply in replies]
+        if all(map(functools.partial(_is_framed, head, tail), texts, replies)):
+            return head, texts
+        # Templates of reasoning models write an empty thought before a reply without one, and move a given
+        # thought. Then the response begins where the model would have begun to write.
+        head = self.render(prompt, generation_prompt=True)
+        for text in texts:
+            if not text.startswith(head):
+                raise TemplateProblem(
+                    f"the chat template renders the conversation as {text[:80]!r}..., which neither holds "
+                    f"the reply verbatim nor begins with the generation prompt {head[-40:]!r}; use a "
+                    "template that does one of the two"
+                )
+        return head, texts
+
+    def reply_offsets(self, encoded: Encoded, reply: str) -> list[tuple[int, int]]:
+        """Return (start, end) in `reply` of each token of the first response, (len, len) behind it."""
+        text, core = "".join(encoded.pieces), reply
+        if text.find(core, len(encoded.head)) < 0:
+            core = reply.strip()
+        begin = text.find(core, len(encoded.head))
+        if begin < 0:
+            raise TemplateProblem(
+                f"the chat template rewrites the reply {reply[:60]!r}, so its tokens have no place in it; "
+                "do without offsets"
+            )
+        shift, end, size = begin - reply.index(core), begin + len(core), len(reply)
+        spans, position = [], 0
+        for i, piece in enumerate(encoded.pieces):
+            spans += [(start + position, stop + position) for start, stop in self._piece(piece, i > 0, True)]
+            position += len(piece)
+        return [
+            (size, size) if start >= end else (max(start - shift, 0), min(max(stop - shift, 0), size))
+            for start, stop in spans[len(encoded.prompt) :]
+        ]
+
+    def _frame(self, prompt: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+        messages = [{"role": role, "content": content} for role, content in prompt]
+        text = self.render([*messages, {"role": "assistant", "content": _SENTINEL}])
+        head, found, tail = text.rpartition(_SENTINEL)
+        if not found:
+            raise TemplateProblem(
+                "the chat template leaves out the final reply; use one that writes assistant turns"
+            )
+        return head, tail
+
+    def _prompt_ids(self, heads: list[str]) -> dict[str, list[int]]:
+        # The prompt is tokenised with a letter behind it, as some tokenizers treat white space at the end of
+        # a text differently from the same white space before a word. If a token takes up that letter, the
+        # prompt stands alone.
+        if not heads:
+            return {}
+        coded = self.tokenizer([head + "a" for head in heads], **_PLAIN, return_offsets_mapping=True)
+        prompts = {}
+        for head, ids, offsets in zip(heads, coded["input_ids"], coded["offset_mapping"], strict=True):
+            size = len(ids)
+            while size and offsets[size - 1][0] >= len(head):
+                size -= 1
+            whole = size == 0 or offsets[size - 1][1] <= len(head)
+            prompts[head] = ids[:size] if whole else self._ids([head])[0]
+        return prompts
+
+    def _join(self, head: str, texts: list[str], prompt: list[int], wholes: list[list[int]]) -> Encoded:
+        size = len(prompt)
+        # Where a token reaches across the border (a reply that begins with a line break, say), the sides are
+        # tokenised separately, as they are when the model writes the reply itself.
+        responses = [
+            whole[size:] if whole[:size] == prompt else self._piece(text[len(head) :], True)
+            for text, whole in zip(texts, wholes, strict=True)
+        ]
+        whole = wholes[0][:size] == prompt
+        return Encoded(prompt, responses, head, [texts[0]] if whole else [head, texts[0][len(head) :]])
+
+    def _encode_guarded(self, prompt: list[Message], replies: list[str]) -> Encoded:
+        # A mark after the first character of each special token in a message; the texts are tokenised in
+        # pieces, cut at the marks, so that the tokenizer never sees those special tokens whole.
+        said = "".join(m["content"] for m in prompt) + "".join(replies)
+        mark = next(chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in said)
+        marked_prompt = [{**m, "content": self._mark(m["content"], mark)} for m in prompt]
+        head, texts = self.layout(marked_prompt, [self._mark(reply, mark) for reply in replies])
+        for text, reply in zip(texts, replies, strict=True):
+            if text.replace(mark, "") != self.render([*prompt, {"role": "assistant", "content": reply}]):
+                raise TemplateProblem(
+                    f"the chat template interprets a special token inside a message of {said[:60]!r}...; "
+                    "remove it from the text"
+                )
+        front = head.split(mark)
+        rests = [text[len(head) :].split(mark) for text in texts]
+        responses = [[i for piece in rest for i in self._piece(piece, True)] for rest in rests]
+        prompt_ids = [i for k, piece in enumerate(front[:-1]) for i in self._piece(piece, k > 0)]
+        inside = len(front) > 1 and self.adds_space
+        prompt_ids += self._piece(front[-1], True) if inside else self._prompt_ids(front[-1:])[front[-1]]
+        return Encoded(prompt_ids, responses, head.replace(mark, ""), [*front, *rests[0]])
+
+    def _mark(self, text: str, mark: str) -> str:
+        return self.controls.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    def _piece(self, text: str, inside: bool, offsets: bool = False) -> list:
+        """Ids (or offsets) of a piece of a text; `inside` says that something stands before it."""
+        for anchor, skip in self.anchors if inside and self.adds_space else ():
+            ids = self._behind(text, anchor, skip)
+            if ids is not None:
+                spans = self._offsets(anchor + text)[len(skip) :] if offsets else ()
+                return [(start - 1, end - 1) for start, end in spans] if offsets else ids
+        return self._offsets(text) if offsets else self._ids([text])[0]
+
+    def _behind(self, text: str, anchor: str, skip: list[int]) -> list[int] | None:
+        (ids,) = self._ids([anchor + text])
+        return ids[len(skip) :] if ids[: len(skip)] == skip else None
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(texts, **_PLAIN)["input_ids"]
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        return self.tokenizer(text, **_PLAIN, return_offsets_mapping=True)["offset_mapping"]
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Return the encoder of a prepared tokenizer; raises ValueError for one that is not."""
+    if not tokenizer.chat_template or not tokenizer.get_chat_template().startswith(_WRAPPED):
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} was not prepared for reward models; pass it through "
+            "prepare_tokenizer"
+        )
+    return _encoder(tokenizer, tokenizer.get_chat_template(), len(tokenizer))
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> Encoder:
+    # Template and size are in the key because a tokenizer can change under its own name.
+    return Encoder(tokenizer)
+
+
+def _is_framed(head: str, tail: str, text: str, reply: str) -> bool:
+    if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
+        return False
+    return text[len(head) : len(text) - len(tail)].strip() == reply.strip()  # some templates trim
+
+
+def _closing_token(tokenizer: PreTrainedTokenizerBase, rendered_probe: str) -> str:
+    """Return the added token that ends the rendering, or "" if it ends in plain text."""
+    end = rendered_probe.rpartition(_SENTINEL)[2].rstrip()
+    tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if not t.content.isspace()]
+    return max((token for token in tokens if token and end.endswith(token)), key=len, default="")
+
+
+def _wrap_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make finished assistant turns end at the closing token; see `prepare_tokenizer`."""
+    try:
+        before = tokenizer.apply_chat_template(_PROBE, tokenize=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template fails on a plain question and answer: {error}; repair the template"
+        ) from error
+    if _SENTINEL not in before:
+        raise ValueError(
+            f"the chat template renders a question and answer as {before!r}, without the answer; use one for "
+            "text messages"
+        )
+    closing = _closing_token(tokenizer, before)
+    if not closing and not tokenizer.eos_token:
+        raise ValueError(
+            "the chat template writes no end-of-turn token and the tokenizer has no EOS token, so there is "
+            "no closing token to read a reward at; set tokenizer.eos_token"
+        )
+    bos = tokenizer.bos_token
+    lacks_bos = (
+        bos is not None
+        and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        and not before.startswith(bos)
+    )
+    blank = len(before) - len(before.rstrip())
+    templates = tokenizer.chat_template
+    wrap = functools.partial(_wrapped, has_closing=bool(closing), blank=blank, lacks_bos=lacks_bos)
+    tokenizer.chat_template = (
+        {name: wrap(t) for name, t in templates.items()} if isinstance(templates, dict) else wrap(templates)
+    )
+    expected = (bos if lacks_bos else "") + before.rstrip() + ("" if closing else tokenizer.eos_token)
+    if (after := tokenizer.apply_chat_template(_PROBE, tokenize=False)) != expected:
+        tokenizer.chat_template = templates
+        raise ValueError(
+            f"wrapping the chat template gives {after!r} instead of {expected!r}; simplify the template"
+        )
+
+
+def _wrapped(source: str, *, has_closing: bool, blank: int, lacks_bos: bool) -> str:
+    # Jinja drops one line break at the end of a template and, as transformers configures it, one after each
+    # tag. The line break behind the first tag and the plus sign in the last one keep the source's own white
+    # space as it was.
+    source = re.sub(r"(\r\n|\r|\n)\Z", "", source)
+    # `{% generation %}` measures positions while text is written, which a set block delays: mark the places,
+    # tag them below.
+    tagged = _GENERATION_TAG.sub(
+        lambda tag: f"{{%{tag[1]} if true -%}}{{{{- '\\ufdd{1 if tag[2] else 0}' -}}}}{{%- endif {tag[3]}%}}",
+        source,
+    )
+    # Without a closing token the reply itself may end in white space: remove only what the template added.
+    end = "icrm_text.rstrip()" if has_closing else f"icrm_text[:icrm_text | length - {blank}] + eos_token"
+    if tagged != source and has_closing:  # the last mark may stand behind the white space
+        end = f"({end}[:-1].rstrip() + '\\ufdd1') if {end}.endswith('\\ufdd1') else {end}"
+    return (
+        f"{_WRAPPED}{{% set icrm_text %}}\n{tagged}{{%+ endset -%}}\n"
+        "{%- if not add_generation_prompt and messages and messages[-1]['role'] == 'assistant' -%}\n"
+        f"{{%- set icrm_text = {end} -%}}\n"
+        "{%- endif -%}\n" + ("{{- bos_token -}}\n" if lacks_bos else "") + _printed(tagged != source)
+    )
+
+
+def _printed(has_generation_tags: bool) -> str:
+    if not has_generation_tags:
+        return "{{- icrm_text -}}\n"
+    return (
+        "{%- for icrm_part in icrm_text.split('\\ufdd0') -%}\n"
+        "{%- if loop.first -%}{{- icrm_part -}}{%- else -%}\n"
+        "{%- set icrm_turn = icrm_part.split('\\ufdd1') -%}\n"
+        "{%- generation -%}{{- icrm_turn[0] -}}{%- endgeneration -%}{{- icrm_turn[1:] | join -}}\n"
+        "{%- endif -%}\n"
+        "{%- endfor -%}\n"
+    )
+
+
+def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    rendered = tokenizer.apply_chat_template(_PROBE, tokenize=False)
+    closing = _closing_token(tokenizer, rendered)
+    if tokenizer.pad_token is not None and tokenizer.pad_token not in (closing, tokenizer.eos_token):
+        return
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for candidate in _PAD_CANDIDATES:
+        if candidate in special and candidate not in rendered and candidate != tokenizer.bos_token:
+            tokenizer.pad_token = candidate
+            return
+    raise ValueError(
+        f"the pad token is {tokenizer.pad_token!r} and the closing token {closing!r}: they must differ, as "
+        "the reward is read at the last token that is not pad, but no spare special token was found; call "
+        'tokenizer.add_special_tokens({"pad_token": "<pad>"}) and '
+        "model.resize_token_embeddings(len(tokenizer))"
+    )

@@ -1,0 +1,128 @@
+"""pyproject.toml, requirements.lock, environment.yml and README.md agree, and the lock is installed."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import icrm_lib
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LOCK_LINES = [
+    line
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    """Return canonical name -> specifier for requirement lines."""
+    return {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, lines)}
+
+
+LOCK = pins(LOCK_LINES)
+RUNTIME = pins(PROJECT["project"]["dependencies"])
+TEST = pins(PROJECT["project"]["optional-dependencies"]["test"])
+DIRECT = RUNTIME | TEST
+
+
+@pytest.mark.parametrize("line", LOCK_LINES)
+def test_lock_entry_is_one_exact_public_version(line):
+    assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), f"{line!r} is not `name==version`"
+
+
+def test_lock_names_every_package_once():
+    assert len(LOCK) == len(LOCK_LINES)
+
+
+def test_direct_dependencies_are_pinned_as_in_the_lock():
+    assert {name: LOCK.get(name) for name in DIRECT} == DIRECT
+
+
+def test_build_backend_is_the_one_in_the_lock():
+    assert pins(PROJECT["build-system"]["requires"]) == {"setuptools": LOCK["setuptools"]}
+
+
+@pytest.mark.parametrize("name", sorted(LOCK))
+def test_installed_version_is_the_locked_one(name):
+    # torch's build tag (+cpu, +cu130) depends on the platform and is no part of the lock.
+    assert f"=={Version(version(name)).public}" == LOCK[name]
+
+
+def needed(names: set[str]) -> set[str]:
+    """Return the packages that `names` need on this platform, themselves included, as their metadata says."""
+    done: set[tuple[str, str]] = set()
+    waiting = [(name, "") for name in names]
+    while waiting:
+        name, extra = item = waiting.pop()
+        if item in done:
+            continue
+        done.add(item)
+        for requirement in map(Requirement, requires(name) or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                child = canonicalize_name(requirement.name)
+                waiting += [(child, ""), *((child, extra) for extra in requirement.extras)]
+    return {name for name, _ in done}
+
+
+def test_lock_is_complete_and_has_nothing_to_spare():
+    cuda = re.compile(r"nvidia-.*|cuda-.*|triton")  # come with a CUDA build of torch, pinned by torch itself
+    closure = {name for name in needed(set(DIRECT)) if not cuda.fullmatch(name)}
+    assert closure - set(LOCK) == set(), "needed but not in requirements.lock"
+    if sys.platform == "linux" and sys.version_info[:2] == (3, 11):  # where the lock is made
+        assert set(LOCK) - closure == set(), "in requirements.lock but needed by nothing"
+
+
+def test_environment_yml_installs_the_lock_and_the_package():
+    *conda, pip = ENVIRONMENT["dependencies"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert conda == ["python=3.11", "pip"]
+
+
+def test_python_versions_agree():
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+    assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py311"
+
+
+@pytest.mark.parametrize("name", sorted(DIRECT))
+def test_readme_gives_a_reason_for_the_dependency(name):
+    lines = re.findall(rf"^[-|*] *`{re.escape(name)}`[:| ]+(.*)$", README, flags=re.MULTILINE | re.IGNORECASE)
+    assert len(lines) == 1, f"README.md needs one line `{name}`: its reason"
+    assert len(lines[0].split()) >= 3, f"README.md gives no reason for {name}: {lines[0]!r}"
+
+
+def test_version_is_said_once():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {icrm_lib.__version__, citation["version"]} == {PROJECT["project"]["version"]}
+
+
+def third_party_imports(paths: list[Path]) -> set[str]:
+    """Return the distributions that the files import, the standard library and this package left out."""
+    tops = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                tops |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                tops.add(node.module.partition(".")[0])
+    names = packages_distributions()
+    outside = tops - set(sys.stdlib_module_names) - {"icrm_lib"}
+    return {canonicalize_name(names.get(top, [top])[0]) for top in outside}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "icrm_lib").glob("*.py")), ids=lambda path: path.stem)
+def test_what_the_library_imports_is_declared(path):
+    optional = set(PROJECT["project"]["optional-dependencies"]) - {"test"}
+    assert third_party_imports([path]) - set(RUNTIME) - optional == set()

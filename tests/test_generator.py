@@ -1,0 +1,166 @@
+"""Token log-probabilities against plain transformers, the fit, and a cache that is never stale, cut or damaged."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+
+from icrm_lib import generator, records
+from icrm_lib.base_model import load_causal_lm, pad_rows
+from icrm_lib.profiles import GeneratorSettings
+
+
+@pytest.fixture(scope="module")
+def model(base_model):
+    return load_causal_lm(base_model, device="cpu")
+
+
+def plain_logprobs(model, ids, temperature=1.0):
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1].double() / temperature
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_token_logprobs_equal_the_full_softmax(model, pairs, temperature):
+    rows = [*pairs["chosen_ids"][:3], *pairs["rejected_ids"][:3]]
+    batch = {
+        "input_ids": pad_rows(rows, 0, torch.long),
+        "attention_mask": pad_rows([[1] * len(r) for r in rows], 0, torch.long),
+    }
+    got = generator.token_logprobs(model, batch, temperature=temperature)
+    assert got.shape == batch["input_ids"].shape and got.dtype == torch.float32
+    for row, ids in enumerate(rows):
+        want = plain_logprobs(model, ids, temperature)
+        torch.testing.assert_close(got[row, 1 : len(ids)].double(), want, rtol=1e-4, atol=1e-5)
+        assert got[row, 0] == 0 and (got[row, len(ids) :] == 0).all()
+
+
+def test_capped_logits_are_capped():
+    config = Gemma2Config(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+    )
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(50)
+    ids = torch.randint(3, 60, (12,)).tolist()
+    batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, 12, dtype=torch.long)}
+    got = generator.token_logprobs(model, batch)[0, 1:]
+    torch.testing.assert_close(got.double(), plain_logprobs(model, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_temperature_must_be_positive(model):
+    batch = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    with pytest.raises(ValueError, match="temperature"):
+        generator.token_logprobs(model, batch, temperature=0.0)
+
+
+def counting(scorer):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return scorer
+
+    return make, calls
+
+
+def test_cache_holds_the_response_tokens_and_is_computed_once(model, pairs, tmp_path):
+    make, calls = counting(generator.model_scorer(model, 0, tokens_per_batch=300))
+    key = {"generator": "a"}
+    first = generator.cached_logprobs(pairs, make, tmp_path / "cache", key)
+    again = generator.cached_logprobs(pairs, make, tmp_path / "cache", key)
+    assert len(calls) == 1
+    for row in range(0, len(pairs), 7):
+        start = pairs[row]["prompt_length"]
+        for side in ("chosen", "rejected"):
+            want = plain_logprobs(model, pairs[row][f"{side}_ids"]).numpy()[start - 1 :]
+            np.testing.assert_allclose(first[row][f"{side}_logprobs"], want, rtol=1e-4, atol=1e-5)
+            assert first[row][f"{side}_logprobs"] == again[row][f"{side}_logprobs"]
+    # memory-mapped: the file itself backs the columns
+    assert any("logprobs.arrow" in file["filename"] for file in first.cache_files)
+
+
+def test_windows_do_not_change_the_values(model, pairs, tmp_path, monkeypatch):
+    scorer = generator.model_scorer(model, 0)
+    whole = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "a", {})
+    monkeypatch.setattr(generator, "WINDOW", 5)
+    windowed = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "b", {})
+    for a, b in zip(whole["chosen_logprobs"], windowed["chosen_logprobs"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "damaged", "missing", "no manifest", "other key", "other data"])
+def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
+    make, calls = counting(generator.model_scorer(model, 0))
+    folder, key, data = tmp_path / "cache", {"generator": "a"}, pairs
+    want = generator.cached_logprobs(data, make, folder, key)["chosen_logprobs"][:]
+    file = folder / generator.CACHE_FILE
+    content = file.read_bytes()
+    if fault == "truncated":
+        file.write_bytes(content[:-100])
+    elif fault == "damaged":
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif fault == "missing":
+        file.unlink()
+    elif fault == "no manifest":
+        (folder / records.MANIFEST).unlink()
+    elif fault == "other key":
+        key = {"generator": "b"}
+    elif fault == "other data":
+        data = pairs.select(range(len(pairs) - 1))
+    got = generator.cached_logprobs(data, make, folder, key)["chosen_logprobs"][:]
+    assert len(calls) == 2
+    for a, b in zip(got, want, strict=False):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pass_that_dies_leaves_no_cache(pairs, tmp_path):
+    def broken():
+        def score(rows):
+            raise RuntimeError("out of memory")
+
+        return score
+
+    with pytest.raises(RuntimeError):
+        generator.cached_logprobs(pairs, broken, tmp_path / "cache", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_lowers_the_length_normalised_loss_of_both_sides(base_model, pairs, tmp_path):
+    settings = GeneratorSettings(epochs=8, learning_rate=2e-2, batch_size=4)
+    fitted = generator.fit_generator(base_model, pairs, settings, tmp_path, seed=0)
+    before = AutoModelForCausalLM.from_pretrained(base_model)
+    for side in ("chosen_ids", "rejected_ids"):
+        losses = []
+        for model in (before, fitted):
+            scorer = generator.model_scorer(model, 0)
+            rows = list(zip(pairs[side], pairs["prompt_length"], strict=True))
+            losses.append(-np.mean([values.mean() for values in scorer(rows)]))
+        assert losses[1] < losses[0] - 0.1
+    assert not any(value.requires_grad for value in fitted.parameters())
+    assert (tmp_path / "log.jsonl").read_text().count("loss") > 1
+
+
+def test_fingerprints_follow_content(base_model, pairs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(base_model, copy)
+    assert generator.model_fingerprint(base_model) == generator.model_fingerprint(copy)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert generator.model_fingerprint(base_model) != generator.model_fingerprint(copy)
+    assert generator.model_fingerprint("owner/name") == "hub:owner/name"
+    shuffled = pairs.select(range(len(pairs) - 1, -1, -1))
+    assert generator.data_fingerprint(pairs) != generator.data_fingerprint(shuffled)
+    assert generator.data_fingerprint(pairs) == generator.data_fingerprint(shuffled.select(range(len(pairs) - 1, -1, -1)))

@@ -1,0 +1,117 @@
+"""Scores that depend on the conversation alone, token rewards with exact offsets, saving that other tools can load."""
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from icrm_lib.reward_model import RewardModel, capture_head
+
+
+@pytest.fixture(scope="module")
+def classifier(base_model):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1).eval()
+
+
+@pytest.fixture(scope="module")
+def reward_model(classifier, tokenizer):
+    return RewardModel(classifier, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def conversations(language):
+    rng = np.random.default_rng(1)
+    return [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        for prompt in language.prompts[:6]
+        for response in language.sample_responses(prompt, 3, rng)
+    ]
+
+
+def test_scores_do_not_depend_on_batch_order_or_company(reward_model, conversations):
+    scores = reward_model.score(conversations)
+    assert scores.dtype == np.float32 and scores.shape == (len(conversations),)
+    for size in (1, 5, 100):
+        np.testing.assert_allclose(reward_model.score(conversations, batch_size=size), scores, atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(conversations))
+    shuffled = reward_model.score([conversations[i] for i in order], batch_size=4)
+    np.testing.assert_allclose(shuffled, scores[order], atol=1e-5)
+
+
+def test_score_is_the_models_own_output_and_the_last_token_reward(reward_model, conversations, tokenizer):
+    for conversation in conversations[:4]:
+        ids = tokenizer.apply_chat_template(conversation, return_dict=False)
+        with torch.no_grad():
+            plain = reward_model.model(torch.tensor([ids])).logits.item()
+        assert reward_model.score([conversation])[0] == pytest.approx(plain, abs=1e-5)
+        tokens = reward_model.token_rewards(conversation)
+        assert tokens[-1].reward == pytest.approx(plain, abs=1e-5)
+        assert tokens[-1].text == "" and tokens[-1].start == tokens[-1].end == len(conversation[-1]["content"])
+
+
+def test_token_rewards_are_the_rewards_of_the_prefixes(reward_model, conversations, tokenizer):
+    """Reading all positions of one pass gives what scoring every prefix on its own gives."""
+    conversation = conversations[0]
+    response = conversation[-1]["content"]
+    tokens = reward_model.token_rewards(conversation)
+    assert "".join(t.text for t in tokens).replace(" ", "") == response.replace(" ", "")
+    assert all(response[t.start : t.end] == t.text for t in tokens)
+    ids = tokenizer.apply_chat_template(conversation, return_dict=False)
+    start = len(ids) - len(tokens)
+    for step in (0, len(tokens) // 2, len(tokens) - 1):
+        with capture_head(reward_model.model) as head, torch.no_grad():
+            reward_model.model(torch.tensor([ids[: start + step + 1]]))
+        assert head.rewards[0, -1].item() == pytest.approx(tokens[step].reward, abs=1e-5)
+
+
+def test_saved_models_score_the_same_everywhere(reward_model, conversations, tmp_path):
+    reward_model.save_pretrained(tmp_path / "saved")
+    names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert "model.safetensors" in names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+    scores = reward_model.score(conversations)
+    np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "saved").score(conversations), scores, atol=1e-6)
+    # no code of ours: the text-classification pipeline on the rendered conversation
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert model.config.num_labels == 1
+    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", device="cpu")
+    texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
+    plain = [out["score"] for out in pipe(texts, batch_size=4, add_special_tokens=False)]
+    np.testing.assert_allclose(plain, scores, atol=1e-5)
+
+
+def test_adapters_are_merged_or_kept(base_model, tokenizer, conversations, tmp_path):
+    torch.manual_seed(1)
+    plain = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    peft_model = get_peft_model(plain, LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, value in peft_model.named_parameters():
+            if "lora_B" in name or "score" in name:
+                value.normal_(std=0.2)
+    adapted = RewardModel(peft_model, tokenizer)
+    scores = adapted.score(conversations)
+    adapted.save_pretrained(tmp_path / "merged")
+    adapted.save_pretrained(tmp_path / "adapter", adapter_only=True)
+    np.testing.assert_allclose(adapted.score(conversations), scores, atol=1e-6)  # saving left it as it was
+    for folder in ("merged", "adapter"):
+        loaded = RewardModel.from_pretrained(tmp_path / folder)
+        np.testing.assert_allclose(loaded.score(conversations), scores, atol=1e-4)
+    size = {f: sum(p.stat().st_size for p in (tmp_path / f).glob("*.safetensors")) for f in ("merged", "adapter")}
+    assert size["adapter"] < size["merged"]
+
+
+def test_wrong_models_are_refused(base_model, tokenizer, reward_model, tmp_path):
+    two = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=2)
+    with pytest.raises(ValueError, match="num_labels=1"):
+        RewardModel(two, tokenizer)
+    with pytest.raises(ValueError, match="adapter_only"):
+        reward_model.save_pretrained(tmp_path, adapter_only=True)
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=1
+    )
+    with pytest.raises(ValueError, match="score"):
+        RewardModel(BertForSequenceClassification(config), tokenizer)
