@@ -153,7 +153,7 @@ def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset,
     """Bring preference pairs that are already a data set into the form that `load_preferences` returns.
 
     Args:
-        dataset: rows as `load_preferences` describes them; a column `line` is kept.
+        dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
         strict: raise at the first bad row instead of leaving it out.
 
     Returns:
@@ -162,12 +162,17 @@ def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset,
     Raises:
         ValueError: not a single usable row, or with `strict` a bad row.
     """
-    lines = dataset["line"] if "line" in dataset.column_names else range(1, len(dataset) + 1)
-    return _collect(_name_of(dataset), zip(lines, dataset, strict=True), strict)
+    return _collect(_name_of(dataset), zip(_lines_of(dataset), dataset, strict=True), strict)
 
 
 def _name_of(dataset: Dataset) -> str:
     return (dataset.info.description or "data set").partition("\n")[0][:80]
+
+
+def _lines_of(dataset: Dataset) -> Sequence[int]:
+    if dataset.features.get("line") == Value("int64"):
+        return dataset["line"][:]
+    return range(1, len(dataset) + 1)
 
 
 def _collect(name: str, rows: Iterable[tuple[int, Any]], strict: bool) -> tuple[Dataset, Report]:
@@ -589,7 +594,7 @@ def tokenize_pairs(
     reasons, remedies = tokenized["reason"][:], tokenized["remedy"][:]
     kept = [row for row, reason in enumerate(reasons) if not reason]
     name = _name_of(dataset)
-    lines = dataset["line"][:] if "line" in carried else range(1, len(dataset) + 1)
+    lines = _lines_of(dataset)
     report = Report(name, len(kept))
     report.refusals = [Refusal(name, lines[i], why, remedies[i]) for i, why in enumerate(reasons) if why]
     if cut := sum(tokenized["cut"][:]):

@@ -4,6 +4,7 @@ The frozen dataclasses are the schema, `profiles/<name>.yaml` holds the values.
 """
 
 import difflib
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -109,9 +110,10 @@ def known_profiles() -> list[str]:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Return a sentence that names the nearest known name, or all of them when none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    """Return a sentence that names the nearest known name (in any case), or all of them when none is near."""
+    spelling = {candidate.casefold(): candidate for candidate in reversed(known)}
+    close = difflib.get_close_matches(name.casefold(), spelling, n=1, cutoff=0.5)
+    return f"did you mean {spelling[close[0]]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def load_profile(name: str) -> Profile:
@@ -123,7 +125,12 @@ def load_profile(name: str) -> Profile:
     path = profiles_folder() / f"{name}.yaml"
     if name not in known_profiles():
         raise ValueError(f"unknown profile {name!r}; {nearest(name, known_profiles())}")
-    return build(Profile, {"name": name, **(yaml.safe_load(path.read_text(encoding="utf-8")) or {})}, path.name)
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name}: expected a mapping of settings, got {values!r}")
+    if "name" in values:
+        raise ValueError(f"{path.name}: a profile is named after its file; remove the key 'name'")
+    return build(Profile, {"name": name, **values}, path.name)
 
 
 def build(schema: type, values: dict[str, Any], where: str) -> Any:
@@ -152,12 +159,14 @@ def _checked(kind: type, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected a mapping of settings, got {value!r}")
         return build(kind, value, where)
-    # YAML reads 1e-5 as text and 1 as an integer: both are fine where a float is wanted; True never is.
+    # YAML reads 1e-5 as text and 1 as an integer: both are fine where a float is wanted; True and nan never are.
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}; correct the value")

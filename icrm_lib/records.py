@@ -111,7 +111,7 @@ def is_whole(path: str | Path, key: dict, *, verify: bool = False) -> bool:
         manifest = read_json(path / MANIFEST)
     except (OSError, ValueError):
         return False
-    if manifest.get("key") != json.loads(json.dumps(key)):
+    if not isinstance(manifest, dict) or manifest.get("key") != json.loads(json.dumps(key)):
         return False
     for name, (size, checksum) in manifest.get("files", {}).items():
         file = path / name

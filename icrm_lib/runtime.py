@@ -40,9 +40,15 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def display_path(path: str | Path) -> str:
-    """Return `path` relative to the project root where it lies inside, so that outputs name no machine."""
-    path = Path(path)
-    root = project_root()
+    """Return `path` relative to the project root where it lies inside, else its last part.
+
+    So that outputs name no machine. A relative path counts from the root, as in `resolve_path`.
+    """
+    try:
+        root = project_root()
+    except FileNotFoundError:  # the library also works outside the project
+        return Path(path).name
+    path = Path(os.path.normpath(root / Path(path).expanduser()))
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 

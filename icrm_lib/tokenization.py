@@ -158,14 +158,15 @@ def cut_prompt(prompt: list[int], response_length: int, max_length: int | None, 
 class Encoded(NamedTuple):
     """A prompt with its responses as token ids.
 
-    `head` is the prompt's text, `pieces` the text of prompt and first response as it was cut for tokenisation
-    (one piece for an ordinary row).
+    `head` is the prompt's text; `pieces` is the text of the first response as it was cut for tokenisation, or
+    None if prompt and response went through the tokenizer together (the ordinary case); `text` is both texts.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     head: str
-    pieces: list[str]
+    pieces: list[str] | None
+    text: str
 
 
 class Encoder:
@@ -242,23 +243,25 @@ class Encoder:
 
     def reply_offsets(self, encoded: Encoded, reply: str) -> list[tuple[int, int]]:
         """Return (start, end) in `reply` of each token of the first response, (len, len) behind it."""
-        text, core = "".join(encoded.pieces), reply
-        if text.find(core, len(encoded.head)) < 0:
-            core = reply.strip()
-        begin = text.find(core, len(encoded.head))
+        text, head = encoded.text, len(encoded.head)
+        core = reply if reply in text[head:] else reply.strip()
+        begin = text.find(core, head)
         if begin < 0:
             raise TemplateProblem(
                 f"the chat template rewrites the reply {reply[:60]!r}, so its tokens have no place in it; "
                 "do without offsets"
             )
-        shift, end, size = begin - reply.index(core), begin + len(core), len(reply)
-        spans, position = [], 0
-        for i, piece in enumerate(encoded.pieces):
-            spans += [(start + position, stop + position) for start, stop in self._piece(piece, i > 0, True)]
-            position += len(piece)
+        if encoded.pieces is None:
+            spans = self._offsets(text)[len(encoded.prompt) :]
+        else:
+            spans, position = [], head
+            for piece in encoded.pieces:
+                spans += [(start + position, end + position) for start, end in self._piece(piece, True, True)]
+                position += len(piece)
+        shift, stop, size = begin - reply.index(core), begin + len(core), len(reply)
         return [
-            (size, size) if start >= end else (max(start - shift, 0), min(max(stop - shift, 0), size))
-            for start, stop in spans[len(encoded.prompt) :]
+            (size, size) if start >= stop else (max(start - shift, 0), min(max(end - shift, 0), size))
+            for start, end in spans
         ]
 
     def _frame(self, prompt: tuple[tuple[str, str], ...]) -> tuple[str, str]:
@@ -295,8 +298,9 @@ class Encoder:
             whole[size:] if whole[:size] == prompt else self._piece(text[len(head) :], True)
             for text, whole in zip(texts, wholes, strict=True)
         ]
-        whole = wholes[0][:size] == prompt
-        return Encoded(prompt, responses, head, [texts[0]] if whole else [head, texts[0][len(head) :]])
+        together = wholes[0][:size] == prompt
+        pieces = None if together else [texts[0][len(head) :]]
+        return Encoded(prompt, responses, head, pieces, texts[0])
 
     def _encode_guarded(self, prompt: list[Message], replies: list[str]) -> Encoded:
         # A mark after the first character of each special token in a message; the texts are tokenised in
@@ -317,7 +321,7 @@ class Encoder:
         prompt_ids = [i for k, piece in enumerate(front[:-1]) for i in self._piece(piece, k > 0)]
         inside = len(front) > 1 and self.adds_space
         prompt_ids += self._piece(front[-1], True) if inside else self._prompt_ids(front[-1:])[front[-1]]
-        return Encoded(prompt_ids, responses, head.replace(mark, ""), [*front, *rests[0]])
+        return Encoded(prompt_ids, responses, head.replace(mark, ""), rests[0], texts[0].replace(mark, ""))
 
     def _mark(self, text: str, mark: str) -> str:
         return self.controls.sub(lambda match: match[0][0] + mark + match[0][1:], text)

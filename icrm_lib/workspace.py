@@ -17,7 +17,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.base_model import load_causal_lm, scratch_tokenizer, small_llama, train_language_model
-from icrm_lib.generator import Scorer, both_sides, cached_logprobs, fit_generator, model_fingerprint, model_scorer
+from icrm_lib.generator import (
+    Scorer,
+    both_sides,
+    cached_logprobs,
+    data_fingerprint,
+    fit_generator,
+    model_fingerprint,
+    model_scorer,
+)
 from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
 from icrm_lib.profiles import Profile, load_profile
 from icrm_lib.reward_model import RewardModel
@@ -206,11 +214,12 @@ class Workspace:
             raise ValueError("generator kind 'exact' is the language itself, not a model; use workspace.language")
         if settings.kind == "base":
             return self.base_model
+        train = self.tokenized["train"]  # before the fingerprint: loading a hub model's tokenizer fixes its commit
         key = {"base_model": model_fingerprint(self.base_model), "settings": asdict(settings), "seed": self.seed}
-        key |= {"pairs": records.fingerprint(self.tokenized["train"].to_dict())}
+        key |= {"pairs": data_fingerprint(train)}
 
         def make(folder: Path) -> None:
-            model = fit_generator(self.base_model, self.tokenized["train"], settings, folder, seed=self.seed)
+            model = fit_generator(self.base_model, train, settings, folder, seed=self.seed)
             model.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
 
@@ -218,12 +227,12 @@ class Workspace:
 
     def with_logprobs(self, split: str) -> Dataset:
         """Return a split's tokenised pairs with the generator's log-probabilities (cached, memory-mapped)."""
-        settings = self.profile.generator
+        settings, pairs = self.profile.generator, self.tokenized[split]
         exact = settings.kind == "exact"
         key = {"generator": self.language.config() if exact else model_fingerprint(self.generator)}
         key["temperature"] = 1.0 if exact else settings.temperature
         folder = self._path("logprobs", {**key, "split": split, "seed": self.seed, "data": self.profile.config()["data"]})
-        return cached_logprobs(self.tokenized[split], self._exact if exact else self._generator_scorer, folder, key)
+        return cached_logprobs(pairs, self._exact if exact else self._generator_scorer, folder, key)
 
     def _generator_scorer(self) -> Scorer:
         model = load_causal_lm(self.generator)
@@ -242,17 +251,19 @@ class Workspace:
         """Return its directory: the merged model and `log.jsonl`, the training log."""
         settings = method_settings(self.profile.reward_model, method)
         needs_generator = settings.consistency_weight > 0 and settings.weighting != "uniform"
+        train = self.tokenized["train"]
         key = {
             "base_model": model_fingerprint(self.base_model),
             "settings": asdict(settings),
-            "pairs": records.fingerprint(self.tokenized["train"].to_dict()),
+            "pairs": data_fingerprint(train),
+            "margin": records.fingerprint(train["margin"][:]) if "margin" in train.column_names else None,
             "generator": asdict(self.profile.generator) if needs_generator else None,
             "seeds": [self.seed, seed],
         }
 
         def make(folder: Path) -> None:
-            train = self.with_logprobs("train") if needs_generator else self.tokenized["train"]
-            trainer = train_reward_model(self.base_model, self.tokenizer, train, settings, folder=folder, seed=seed)
+            rows = self.with_logprobs("train") if needs_generator else train
+            trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, folder=folder, seed=seed)
             RewardModel(trainer.model, self.tokenizer).save_pretrained(folder)
 
         return self._artefact("reward_model", key, make)

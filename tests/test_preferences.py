@@ -37,8 +37,8 @@ TEXTS = [
     "Name a colour.\n\nBlue, I think; 12345 reasons.",
 ] * 4
 LLAMA_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3 = (
     "{% for m in messages %}{% set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'"
@@ -46,8 +46,9 @@ LLAMA3 = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}"
+    "{% endif %}{% for m in messages %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n'"
     " + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
@@ -71,7 +72,8 @@ QWEN3 = """\
         {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
     {%- endif %}
     {%- if m.role == 'assistant' and loop.index0 == ns.last %}
-        {{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + content + '<|im_end|>\\n' }}
+        {{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' }}
+        {{- content + '<|im_end|>\\n' }}
     {%- else %}
         {{- '<|im_start|>' + m.role + '\\n' + content + '<|im_end|>\\n' }}
     {%- endif %}
@@ -144,7 +146,7 @@ def word_level(specials):
 HEADERS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 TURNS = ["<start_of_turn>", "<end_of_turn>"]
 CHATML_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# style: backend, special tokens, template, bos, eos, pad before; then what must come out: closing token, pad after
+# style: backend, special tokens, template, (bos, eos, pad), and what must come out: (closing token, pad)
 STYLES = {
     "llama3": (
         byte_level,
@@ -359,7 +361,6 @@ def test_wrapping_a_published_template_changes_its_end_alone(name):
     def renderings(tokenizer):
         whole = tokenizer.apply_chat_template(conversations, tokenize=False)
         asked = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
-        # Not through `return_assistant_tokens_mask` for the wrapped text alone: masks must agree with the original.
         masks = tokenizer.apply_chat_template(
             conversations, return_dict=True, return_assistant_tokens_mask=True
         )
@@ -384,12 +385,13 @@ def test_wrapping_a_published_template_changes_its_end_alone(name):
     [
         "\n a {% for m in messages %}\n  {{ m.content }}<e>\n  {% endfor %}\n\n",
         "  {% if true %} x\n{% endif %}{{ messages[0].content }}\n {{ messages[-1].content }} \n",
-        "{#- note -#}\n\n  {%- set a = 1 %}\n{{ messages[-1].content }}\t{% if a %}\n{% endif %}\n\n  {{ a }}\n\n",
+        "{#- b -#}\n\n {%- set a = 1 %}\n{{ messages[-1].content }}\t{% if a %}\n{% endif %}\n{{ a }}\n\n",
     ],
 )
-def test_white_space_of_a_template_is_kept(source):
+@pytest.mark.parametrize("end", ["", "\n", "\n\n  ", " \r\n"])
+def test_white_space_of_a_template_is_kept(source, end):
     tokenizer = raw_tokenizer("plain")
-    tokenizer.chat_template = source
+    tokenizer.chat_template = source + end
     asked = [{"tokenize": False}, {"tokenize": False, "add_generation_prompt": True}]
     question, answer = ORDINARY[0][:1], ORDINARY[0]
     ended = tokenizer.apply_chat_template(answer, tokenize=False).rstrip() + "<eos>"
@@ -606,7 +608,13 @@ PARTS = st.lists(
 
 
 @given(question=PARTS, reply=PARTS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_any_text_comes_back_and_closes_once(tokenizers, question, reply):
     tokenizer = tokenizers["qwen2.5"]
     question, reply = (text.encode("utf-8", "ignore").decode() for text in (question, reply))
@@ -621,59 +629,38 @@ def test_any_text_comes_back_and_closes_once(tokenizers, question, reply):
 
 
 def test_pairs_are_tokenised_like_conversations_and_cut_on_both_sides_alike(tokenizers, tmp_path):
+    long, brief = "Put it into water. " * 30, [{"role": "system", "content": ""}, user("And?")]
     rows = [
-        {
-            "prompt": "Name a colour.",
-            "chosen": "Blue.",
-            "rejected": "Blue, I think; 12345.",
-            "margin": 1.5,
-            "source": "a",
-        },
-        {
-            "prompt": "Put it into water. " * 30,
-            "chosen": "Blue.",
-            "rejected": "no",
-            "margin": 2,
-            "source": "b",
-        },
-        {
-            "prompt": "And then?",
-            "chosen": "wait seven minutes " * 60,
-            "rejected": "no",
-            "margin": 0,
-            "source": None,
-        },
-        {
-            "prompt": [{"role": "system", "content": ""}, user("And?")],
-            "chosen": "x",
-            "rejected": "y",
-            "margin": -1,
-        },
+        {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Blue; 12345.", "source": "a"},
+        {"prompt": long, "chosen": "Blue, I think.", "rejected": "no", "source": "b"},
+        {"prompt": "And then?", "chosen": "wait seven minutes " * 60, "rejected": "no"},
+        {"prompt": long, "chosen": "no", "rejected": "Blue, I think."},
+        {"prompt": brief, "chosen": "x", "rejected": "y"},
     ]
+    rows = [{**row, "margin": i - 1} for i, row in enumerate(rows)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset, _ = load_preferences(tmp_path / "a.jsonl")
     tokenizer = tokenizers["llama3"]
     pairs, report = tokenize_pairs(dataset, tokenizer, max_length=60)
-    assert set(pairs.column_names) == {
-        *("chosen_ids", "rejected_ids", "prompt_length", "margin", "prompt_id", "source", "line")
-    }
-    assert pairs["line"][:] == [1, 2, 4] and pairs["margin"][:] == [1.5, 2.0, -1.0]
-    assert pairs["prompt_id"][:] == [dataset["prompt_id"][i] for i in (0, 1, 3)]
+    columns = ("chosen_ids", "rejected_ids", "prompt_length", "margin", "prompt_id", "source", "line")
+    assert set(pairs.column_names) == set(columns)
+    kept = [0, 1, 3, 4]
+    assert pairs["line"][:] == [i + 1 for i in kept] and pairs["margin"][:] == [i - 1.0 for i in kept]
+    assert pairs["prompt_id"][:] == [dataset["prompt_id"][i] for i in kept]
     assert [(r.file, r.line, r.reason) for r in report.refusals] == [("a.jsonl", 3, "reply too long")]
-    assert report.notes == ["1 prompts lost their beginning to fit into 60 tokens"]
-    cut = pairs[1]
-    assert max(len(cut["chosen_ids"]), len(cut["rejected_ids"])) == 60
-    for row, source in zip(pairs, (rows[0], rows[1], rows[3]), strict=True):
-        prompt = source["prompt"] if isinstance(source["prompt"], list) else [user(source["prompt"])]
+    assert report.notes == ["2 prompts lost their beginning to fit into 60 tokens"]
+    for row, source in zip(pairs, dataset.select(kept), strict=True):
+        size, whole = row["prompt_length"], source["prompt"][0]["content"] != long
+        assert row["chosen_ids"][:size] == row["rejected_ids"][:size]
+        longest = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        assert longest < 60 if whole else longest == 60
         for side in ("chosen", "rejected"):
-            ids, size = row[f"{side}_ids"], row["prompt_length"]
-            alone = tokenize_conversation(tokenizer, [*prompt, assistant(source[side])])
+            ids = row[f"{side}_ids"]
+            alone = tokenize_conversation(tokenizer, [*source["prompt"], assistant(source[side])])
             assert ids[size:] == alone.input_ids[alone.prompt_length :]
             assert ids[0] == tokenizer.bos_token_id
-            assert ids[:size] == row["chosen_ids"][:size]
-            if row is not cut and len(alone.input_ids) <= 60:
-                assert ids == alone.input_ids
-    with pytest.raises(ValueError, match=r"no usable preference pair:\na.jsonl: 0 kept, 4 refused"):
+            assert (ids == alone.input_ids) == whole
+    with pytest.raises(ValueError, match=r"no usable preference pair:\na.jsonl: 0 kept, 5 refused"):
         tokenize_pairs(dataset, tokenizer, max_length=2)
     with pytest.raises(ValueError, match="no column 'chosen'"):
         tokenize_pairs(dataset.remove_columns("chosen"), tokenizer)
