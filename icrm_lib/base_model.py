@@ -129,19 +129,22 @@ def refuse_capped_logits(config: PreTrainedConfig) -> None:
         )
 
 
-def token_nll(hidden: torch.Tensor, lm_head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each target under softmax(hidden @ lm_head^T), never holding N x V logits.
+def token_nll(
+    hidden: torch.Tensor, lm_head: torch.Tensor, targets: torch.Tensor, *, reduction: str = "none"
+) -> torch.Tensor:
+    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T), never holding N x V logits.
 
     Args:
         hidden: last hidden states, one a predicted token. Shape: (N, H).
         lm_head: the frozen or trained projection. Shape: (V, H).
         targets: token ids. Shape: (N,).
+        reduction: "none", or "mean" (half the time: its backward pass need not compute the logits again).
 
     Returns:
-        Shape: (N,). Differentiable in `hidden` and `lm_head`.
+        Shape: (N,), or () for "mean". Differentiable in `hidden` and `lm_head`.
     """
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_PER_CHUNK, chunking_method=None)
-    return F.linear_cross_entropy(hidden, lm_head.to(hidden.dtype), targets, reduction="none", options=options)
+    return F.linear_cross_entropy(hidden, lm_head.to(hidden.dtype), targets, reduction=reduction, options=options)
 
 
 def decoder_states(model: torch.nn.Module, causal_lm: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:

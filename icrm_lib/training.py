@@ -283,14 +283,15 @@ class ICRMTrainer(RewardTrainer):
 
     def _text_loss(self, hidden, input_ids, mask):
         """L_sft: mean over the chosen responses of their mean token loss through the frozen LM head."""
-        pairs = mask.shape[0] // 2
         head = self.lm_head
         if head is None:
             head = without_adapter(self.model).get_input_embeddings().weight.detach()
-        predicted = mask[:pairs, 1:]
-        losses = token_nll(hidden[:pairs, :-1][predicted], head, input_ids[:pairs, 1:][predicted])
-        weights = (predicted / predicted.sum(1, keepdim=True).clamp(min=1))[predicted] / pairs
-        return (losses.float() * weights).sum()
+        losses = []
+        for row in range(mask.shape[0] // 2):  # one call a response: the op's own mean is what the formula wants
+            predicted = mask[row, 1:]
+            states, targets = hidden[row, :-1][predicted], input_ids[row, 1:][predicted]
+            losses.append(token_nll(states, head, targets, reduction="mean"))
+        return torch.stack(losses).float().mean()
 
     def _note(self, metrics: dict[str, torch.Tensor]) -> None:
         # One transfer from the device for all of them.
