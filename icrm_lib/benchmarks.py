@@ -92,8 +92,6 @@ def token_agreement(rewards: Sequence[np.ndarray], truth: Sequence[np.ndarray]) 
     for row, (a, b) in enumerate(zip(rewards, truth, strict=True)):
         if len(a) != len(b):
             raise ValueError(f"response {row} has {len(a)} token rewards but {len(b)} true values")
-    within = [
-        spearmanr(a, b).statistic for a, b in zip(rewards, truth, strict=True) if np.ptp(a) > 0 and np.ptp(b) > 0
-    ]
+    within = [spearmanr(a, b).statistic for a, b in zip(rewards, truth, strict=True) if np.ptp(a) > 0 and np.ptp(b) > 0]
     overall = spearmanr(np.concatenate(rewards), np.concatenate(truth)).statistic
     return {"overall": float(overall), "within": float(np.mean(within)) if within else float("nan")}

@@ -11,8 +11,8 @@ import xxhash
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from icrm_lib import records, runtime
 from icrm_lib.base_model import ROWS_PER_CHUNK, decoder_states, load_causal_lm, train_language_model, without_adapter

@@ -123,7 +123,9 @@ def _check_terms(rewards: torch.Tensor, response_mask: torch.Tensor, token_probs
         raise ValueError(f"rewards must have shape (2B, T): B chosen rows, then B rejected; got {tuple(rewards.shape)}")
     for name, tensor in (("response_mask", response_mask), ("token_probs", token_probs)):
         if tensor.shape != rewards.shape:
-            raise ValueError(f"{name} must have the shape of rewards, {tuple(rewards.shape)}; got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} must have the shape of rewards, {tuple(rewards.shape)}; got {tuple(tensor.shape)}"
+            )
     if response_mask.dtype != torch.bool:
         raise ValueError(f"response_mask must be bool, got {response_mask.dtype}; use mask.bool()")
 

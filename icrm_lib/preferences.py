@@ -86,9 +86,7 @@ class Report:
 
     def counts(self) -> dict[str, int]:
         """Return the number of refused rows for each reason, the most frequent first."""
-        return dict(
-            sorted(Counter(r.reason for r in self.refusals).items(), key=lambda item: (-item[1], item[0]))
-        )
+        return dict(sorted(Counter(r.reason for r in self.refusals).items(), key=lambda item: (-item[1], item[0])))
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kept} kept, {self.refused} refused"]
@@ -209,13 +207,10 @@ def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, It
             "give a path relative to the current directory"
         )
     if suffix not in _READERS:
-        raise ValueError(
-            f"cannot read {name!r}: {suffix!r} is none of {', '.join(_READERS)}; convert the file"
-        )
+        raise ValueError(f"cannot read {name!r}: {suffix!r} is none of {', '.join(_READERS)}; convert the file")
     if split != "train" or revision is not None:
         raise ValueError(
-            f"split={split!r} and revision={revision!r} are for hub data sets, but {name!r} is a file; "
-            "drop them"
+            f"split={split!r} and revision={revision!r} are for hub data sets, but {name!r} is a file; drop them"
         )
     return name, _READERS[suffix](path)
 
@@ -382,9 +377,7 @@ def _require(row: dict, key: str) -> Any:
         raise BadRow(f"{key!r} is null", "fill it or drop the row")
     near = difflib.get_close_matches(key, [k for k in row if k not in ("prompt", "chosen", "rejected")], 1)
     have = ", ".join(list(row)[:8]) or "none"
-    raise BadRow(
-        f"missing key {key!r}", f"rename {near[0]!r} to {key!r}" if near else f"add it (keys here: {have})"
-    )
+    raise BadRow(f"missing key {key!r}", f"rename {near[0]!r} to {key!r}" if near else f"add it (keys here: {have})")
 
 
 def _messages(value: Any, key: str, role: str) -> list[Message]:
@@ -392,13 +385,9 @@ def _messages(value: Any, key: str, role: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list):
-        raise BadRow(
-            f"wrong type in {key!r}", f"found {_type_name(value)}; give a text or a list of messages"
-        )
+        raise BadRow(f"wrong type in {key!r}", f"found {_type_name(value)}; give a text or a list of messages")
     if not value:
-        raise BadRow(
-            f"empty conversation in {key!r}", 'give messages like {"role": "user", "content": "..."}'
-        )
+        raise BadRow(f"empty conversation in {key!r}", 'give messages like {"role": "user", "content": "..."}')
     for message in value:
         if not isinstance(message, dict):
             raise BadRow(
@@ -408,9 +397,7 @@ def _messages(value: Any, key: str, role: str) -> list[Message]:
         for part in ("role", "content"):
             if not isinstance(message.get(part), str):
                 found = _type_name(message[part]) if part in message else f"no {part!r}"
-                raise BadRow(
-                    f"message without text in {key!r}", f"a message has {found} for {part!r}; give text"
-                )
+                raise BadRow(f"message without text in {key!r}", f"a message has {found} for {part!r}; give text")
     return [{"role": m["role"], "content": m["content"]} for m in value]
 
 
@@ -449,9 +436,7 @@ def _number(value: Any, key: str) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise BadRow(
-            f"{key!r} is not finite", f"found {str(value)[:20]}; give a finite number or leave the rating out"
-        )
+        raise BadRow(f"{key!r} is not finite", f"found {str(value)[:20]}; give a finite number or leave the rating out")
     return number
 
 
@@ -469,24 +454,18 @@ def _check_encodable(pair: _Pair) -> None:
 def _check_text(pair: _Pair) -> None:
     for key, text in pair.texts():
         # An empty system turn is common and means something: no default system prompt.
-        if not text.strip() and not (
-            key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}
-        ):
+        if not text.strip() and not (key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}):
             raise BadRow(f"empty text in {key!r}", f"found {text[:20]!r}; fill it or drop the row")
 
 
 def _check_different(pair: _Pair) -> None:
     if _normal(pair.chosen) == _normal(pair.rejected):
-        raise BadRow(
-            "chosen equals rejected", f"both are {pair.chosen[:40]!r}; nothing is preferred, drop the row"
-        )
+        raise BadRow("chosen equals rejected", f"both are {pair.chosen[:40]!r}; nothing is preferred, drop the row")
 
 
 def _check_margin(pair: _Pair) -> None:
     if pair.margin is not None and not math.isfinite(pair.margin):
-        raise BadRow(
-            "margin is not finite", f"the ratings' difference is {pair.margin}; give smaller numbers"
-        )
+        raise BadRow("margin is not finite", f"the ratings' difference is {pair.margin}; give smaller numbers")
 
 
 # Each takes a well-formed pair and raises BadRow. A new kind of fault is a new function here.
@@ -530,17 +509,13 @@ def split_by_prompt(dataset: Dataset, fractions: Sequence[float], seed: int) -> 
             fill each part.
     """
     if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(
-            f"fractions={list(fractions)} must be positive and add up to 1; for example [0.9, 0.1]"
-        )
+        raise ValueError(f"fractions={list(fractions)} must be positive and add up to 1; for example [0.9, 0.1]")
     ids = dataset["prompt_id"][:]
     order = sorted(set(ids), key=lambda prompt_id: fingerprint([seed, prompt_id]))
     ends = [round(sum(fractions[: i + 1]) * len(order)) for i in range(len(fractions))]
     sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
     if min(sizes) == 0:
-        raise ValueError(
-            f"{len(order)} prompts cannot fill parts of {list(fractions)}; use fewer parts or more data"
-        )
+        raise ValueError(f"{len(order)} prompts cannot fill parts of {list(fractions)}; use fewer parts or more data")
     part_of = dict(zip(order, (part for part, size in enumerate(sizes) for _ in range(size)), strict=True))
     return tuple(
         dataset.select([row for row, prompt_id in enumerate(ids) if part_of[prompt_id] == part])
@@ -607,9 +582,7 @@ def tokenize_pairs(
 
 def _tokenize_batch(batch: dict[str, list], tokenizer: Any, max_length: int | None) -> dict[str, list]:
     rows = zip(batch["prompt"], batch["chosen"], batch["rejected"], strict=True)
-    encoded = encoder_for(tokenizer).encode(
-        [(prompt, [chosen, rejected]) for prompt, chosen, rejected in rows]
-    )
+    encoded = encoder_for(tokenizer).encode([(prompt, [chosen, rejected]) for prompt, chosen, rejected in rows])
     results = [_tokenized_row(pair, max_length, tokenizer.bos_token_id) for pair in encoded]
     return {key: [row[key] for row in results] for key in results[0]}
 

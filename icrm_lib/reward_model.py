@@ -121,17 +121,23 @@ class RewardModel:
         return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path))
 
     @torch.inference_mode()
-    def score(self, conversations: Sequence[Conversation], *, batch_size: int = 16) -> np.ndarray:
+    def score(
+        self, conversations: Sequence[Conversation], *, batch_size: int = 16, max_length: int | None = None
+    ) -> np.ndarray:
         """Score whole conversations: the reward at the closing token of the last assistant turn.
 
         Args:
             conversations: each a list of {"role", "content"} that ends with an assistant turn.
             batch_size: conversations in one forward pass; changes the speed, not the scores.
+            max_length: tokens; a longer conversation loses the beginning of its prompt, as in training.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
+
+        Raises:
+            tokenization.ResponseTooLong: a response alone is longer than `max_length`.
         """
-        rows = [tokenize_conversation(self.tokenizer, conversation).input_ids for conversation in conversations]
+        rows = [tokenize_conversation(self.tokenizer, c, max_length=max_length).input_ids for c in conversations]
         scores = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # equal lengths together: little padding
         for start in range(0, len(order), batch_size):
@@ -142,16 +148,17 @@ class RewardModel:
         return scores
 
     @torch.inference_mode()
-    def token_rewards(self, conversation: Conversation) -> list[TokenReward]:
+    def token_rewards(self, conversation: Conversation, *, max_length: int | None = None) -> list[TokenReward]:
         """Return the reward at every token of the last assistant turn, its closing token included.
 
         Args:
             conversation: list of {"role", "content"} that ends with an assistant turn.
+            max_length: see `score`.
 
         Returns:
             one `TokenReward` a token; offsets count characters of the response string.
         """
-        row = tokenize_conversation(self.tokenizer, conversation, offsets=True)
+        row = tokenize_conversation(self.tokenizer, conversation, max_length=max_length, offsets=True)
         rewards = self._rewards([row.input_ids])[0, row.prompt_length :].tolist()
         response = conversation[-1]["content"]
         return [

@@ -120,9 +120,7 @@ class Language:
             fractions: one a list, each >= 0, with sum 1. The running total of 24 prompts a topic is rounded.
         """
         if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-            raise ValueError(
-                f"fractions {fractions!r}: must be >= 0 with sum 1; use for instance (0.8, 0.2)."
-            )
+            raise ValueError(f"fractions {fractions!r}: must be >= 0 with sum 1; use for instance (0.8, 0.2).")
         edges = [0, *(round(float(total) * len(CONTEXTS)) for total in np.cumsum(fractions))]
         splits: tuple[list[str], ...] = tuple([] for _ in fractions)
         prompts = self.prompts
@@ -301,9 +299,7 @@ class Language:
             following = grammar.following[context][outcome]
             starts = grammar.children[grammar.roots[grammar.slots[following]]]
             if not starts:
-                raise ValueError(
-                    f"token_ids of length {len(token_ids)}: must not end with <eos>; leave it out."
-                )
+                raise ValueError(f"token_ids of length {len(token_ids)}: must not end with <eos>; leave it out.")
             start_probs = masses[list(starts.values())] @ grammar.priors[following]
             probs[list(starts)] = prior[outcome] * grammar.ended[walk.topic, node] * start_probs
         return probs / (masses[node] @ prior)
@@ -375,10 +371,7 @@ class Language:
         grammar, node, context = self._grammar, walk.nodes[:-1], walk.contexts[:-1]
         totals = self._weights(walk).sum(axis=1)
         # A token that opens a slot also says that the item before it was complete. A slot's root weighs 1.
-        complete = (
-            grammar.priors[context, np.maximum(grammar.outcome_array[node], 0)]
-            * grammar.ended[walk.topic, node]
-        )
+        complete = grammar.priors[context, np.maximum(grammar.outcome_array[node], 0)] * grammar.ended[walk.topic, node]
         opens_slot = walk.contexts[1:] != context
         with np.errstate(divide="ignore", invalid="ignore"):
             return totals[1:] / totals[:-1] * np.where(opens_slot, complete, 1.0)
@@ -548,9 +541,7 @@ class Grammar:
         self.outcomes[node] = outcome
         self.ended[node] += prob
 
-    def add_context(
-        self, slot: int, prior: Sequence[float], values: list[float], following: list[int]
-    ) -> int:
+    def add_context(self, slot: int, prior: Sequence[float], values: list[float], following: list[int]) -> int:
         """Add a context; returns its number."""
         padding = [0.0] * (N_OUTCOMES - len(prior))
         self.slots.append(slot)
@@ -572,18 +563,14 @@ class Grammar:
         for children, outcome in zip(self.children, self.outcomes, strict=True):
             if outcome >= 0 and not starts.isdisjoint(children):
                 both = sorted(starts.intersection(children))
-                raise ValueError(
-                    f"tokens {both}: must not both extend an item and open a slot; change a word list."
-                )
+                raise ValueError(f"tokens {both}: must not both extend an item and open a slot; change a word list.")
 
 
 def _as_ids(token_ids: Sequence[int]) -> list[int]:
     ids = np.asarray(token_ids)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         kind = f"shape {ids.shape} and type {ids.dtype}"
-        raise ValueError(
-            f"token_ids of {kind}: must be one-dimensional integers; pass one sequence at a time."
-        )
+        raise ValueError(f"token_ids of {kind}: must be one-dimensional integers; pass one sequence at a time.")
     return ids.tolist()
 
 
@@ -596,9 +583,7 @@ def _check_knobs(k: Language) -> None:
     def integer(value, low: float = -np.inf, high: float = np.inf) -> bool:
         return number(value, low, high, kinds=(int, np.integer))
 
-    is_range = (
-        isinstance(k.clauses, tuple) and len(k.clauses) == 2 and all(integer(c, 1, 40) for c in k.clauses)
-    )
+    is_range = isinstance(k.clauses, tuple) and len(k.clauses) == 2 and all(integer(c, 1, 40) for c in k.clauses)
     only = k.only_held_out_verbs
     rules = {
         "seed": (integer(k.seed, 0), "an integer >= 0; use 0, 1, ..."),

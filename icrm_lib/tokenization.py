@@ -85,9 +85,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         )
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         names = ", ".join(sorted(tokenizer.chat_template))
-        raise ValueError(
-            f'the tokenizer names the chat templates {names} but no "default"; set the one to use'
-        )
+        raise ValueError(f'the tokenizer names the chat templates {names} but no "default"; set the one to use')
     if not tokenizer.get_chat_template().startswith(_WRAPPED):
         _wrap_template(tokenizer)
     tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
@@ -179,12 +177,9 @@ class Encoder:
         controls = [
             token.content
             for token in tokenizer.added_tokens_decoder.values()
-            if len(token.content) > 1
-            and (token.special or (not token.content.isspace() and token.content in turn))
+            if len(token.content) > 1 and (token.special or (not token.content.isspace() and token.content in turn))
         ]
-        self.controls = re.compile(
-            "|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)"
-        )
+        self.controls = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
         # SentencePiece-like tokenizers put a space before a text. A piece from the middle of a conversation
         # must not get one: it is encoded behind an anchor, whose ids are then removed. There are several
         # anchors, as the text may merge with one of them.
@@ -269,9 +264,7 @@ class Encoder:
         text = self.render([*messages, {"role": "assistant", "content": _SENTINEL}])
         head, found, tail = text.rpartition(_SENTINEL)
         if not found:
-            raise TemplateProblem(
-                "the chat template leaves out the final reply; use one that writes assistant turns"
-            )
+            raise TemplateProblem("the chat template leaves out the final reply; use one that writes assistant turns")
         return head, tail
 
     def _prompt_ids(self, heads: list[str]) -> dict[str, list[int]]:
@@ -398,9 +391,7 @@ def _wrap_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
     bos = tokenizer.bos_token
     lacks_bos = (
-        bos is not None
-        and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        and not before.startswith(bos)
+        bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and not before.startswith(bos)
     )
     blank = len(before) - len(before.rstrip())
     templates = tokenizer.chat_template
@@ -411,9 +402,7 @@ def _wrap_template(tokenizer: PreTrainedTokenizerBase) -> None:
     expected = (bos if lacks_bos else "") + before.rstrip() + ("" if closing else tokenizer.eos_token)
     if (after := tokenizer.apply_chat_template(_PROBE, tokenize=False)) != expected:
         tokenizer.chat_template = templates
-        raise ValueError(
-            f"wrapping the chat template gives {after!r} instead of {expected!r}; simplify the template"
-        )
+        raise ValueError(f"wrapping the chat template gives {after!r} instead of {expected!r}; simplify the template")
 
 
 def _wrapped(source: str, *, has_closing: bool, blank: int, lacks_bos: bool) -> str:

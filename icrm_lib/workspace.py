@@ -204,6 +204,20 @@ class Workspace:
             self.reports.append(report)
         return result
 
+    def conversations(self, split: str) -> dict[str, list]:
+        """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.
+
+        Returns:
+            `chosen` and `rejected`: lists of conversations; `prompt_id`: what to cluster intervals by.
+        """
+        kept = set(self.tokenized[split]["line"])
+        rows = [row for row in self.pairs[split] if row["line"] in kept]
+        sides = {
+            side: [[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in rows]
+            for side in ("chosen", "rejected")
+        }
+        return {**sides, "prompt_id": [row["prompt_id"] for row in rows]}
+
     # Generator -----------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -269,9 +269,7 @@ def test_padding_and_the_padding_id_change_nothing(scratch, tmp_path):
 def test_a_sequence_without_a_token_to_predict_adds_nothing(scratch, tmp_path):
     model = small_llama(scratch, **SIZE, seed=0)
     trainer = trainer_of(model, tmp_path)
-    whole = trainer.compute_loss(
-        model, trainer._collate([ROWS[0], {"input_ids": [1, 2], "prompt_length": 2}])
-    )
+    whole = trainer.compute_loss(model, trainer._collate([ROWS[0], {"input_ids": [1, 2], "prompt_length": 2}]))
     assert whole.item() == pytest.approx(loss_by_hand(model, ROWS[:1]).item() / 2, rel=1e-5)
 
 
@@ -296,6 +294,14 @@ def test_states_come_through_the_wrapper_and_only_one_position_is_projected(scra
     assert torch.equal(states, model.model(ids).last_hidden_state)
     assert wrapper.calls == 1 and projected == [1]
     assert not model.get_decoder()._forward_hooks  # ours is gone
+
+
+def test_the_loss_goes_through_the_wrapper(scratch, tmp_path):
+    model = small_llama(scratch, **SIZE, seed=0)
+    trainer, wrapper = trainer_of(model, tmp_path), Wrapper(model)
+    loss = trainer.compute_loss(wrapper, trainer._collate(ROWS))
+    assert wrapper.calls == 1
+    assert loss.item() == pytest.approx(loss_by_hand(model, ROWS).item(), rel=1e-5)
 
 
 def train(scratch, folder, seed=0, **settings):
@@ -323,9 +329,7 @@ def test_training_lowers_the_loss_and_logs_every_tenth_step(scratch, tmp_path):
 
 
 def test_training_is_repeatable_and_prints_nothing(scratch, tmp_path, capsys):
-    first, second, other = (
-        train(scratch, tmp_path / str(i), s, batch_size=1) for i, s in enumerate((0, 0, 1))
-    )
+    first, second, other = (train(scratch, tmp_path / str(i), s, batch_size=1) for i, s in enumerate((0, 0, 1)))
     a, b, c = (dict(trainer.model.named_parameters()) for trainer in (first, second, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)

@@ -163,4 +163,6 @@ def test_fingerprints_follow_content(base_model, pairs, tmp_path):
     assert generator.model_fingerprint("owner/name") == "hub:owner/name"
     shuffled = pairs.select(range(len(pairs) - 1, -1, -1))
     assert generator.data_fingerprint(pairs) != generator.data_fingerprint(shuffled)
-    assert generator.data_fingerprint(pairs) == generator.data_fingerprint(shuffled.select(range(len(pairs) - 1, -1, -1)))
+    assert generator.data_fingerprint(pairs) == generator.data_fingerprint(
+        shuffled.select(range(len(pairs) - 1, -1, -1))
+    )

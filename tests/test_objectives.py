@@ -150,9 +150,7 @@ def test_extreme_rewards_stay_finite_and_right(dtype, size):
     mask, probs = torch.ones(2, 3, dtype=torch.bool), torch.full((2, 3), 0.5)
     loss, scale = consistency_terms(rewards, mask, probs)
     want = naive_terms(rewards.tolist(), mask.tolist(), probs.tolist())
-    assert loss.item() == pytest.approx(want[0], rel=1e-5) and scale.item() == pytest.approx(
-        want[1], rel=1e-5
-    )
+    assert loss.item() == pytest.approx(want[0], rel=1e-5) and scale.item() == pytest.approx(want[1], rel=1e-5)
     (loss + bradley_terry_loss(rewards[:1, 2], rewards[1:, 2])).backward()
     assert torch.isfinite(rewards.grad).all() and rewards.grad.dtype == dtype
 

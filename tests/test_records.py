@@ -67,9 +67,7 @@ def test_fingerprint_is_the_same_everywhere_and_whatever_the_order():
     assert records.fingerprint(dict(reversed(value.items()))) == "4d23e588fd6738c1"
 
 
-@pytest.mark.parametrize(
-    "other", [{"a": [1, 3]}, {"a": [2, 1]}, {"a": ["1", 2]}, {"A": [1, 2]}, {"a": [12]}, {}]
-)
+@pytest.mark.parametrize("other", [{"a": [1, 3]}, {"a": [2, 1]}, {"a": ["1", 2]}, {"A": [1, 2]}, {"a": [12]}, {}])
 def test_fingerprint_of_another_value_differs(other):
     assert records.fingerprint(other) != records.fingerprint({"a": [1, 2]})
 

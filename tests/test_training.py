@@ -106,9 +106,7 @@ def by_hand(trainer, batch, lm_head):
 
 @pytest.mark.parametrize("sft_weight", [0.0, 0.5])
 def test_loss_and_gradient_equal_the_formulas(base_model, tokenizer, pairs_with_logprobs, tmp_path, sft_weight):
-    trainer = make(
-        base_model, tokenizer, pairs_with_logprobs, tmp_path, sft_weight=sft_weight, consistency_weight=0.3
-    )
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path, sft_weight=sft_weight, consistency_weight=0.3)
     with torch.no_grad():  # LoRA starts at zero: give it something to do
         for name, value in trainer.model.named_parameters():
             if "lora_B" in name:
@@ -208,9 +206,7 @@ def test_resuming_gives_the_weights_and_scale_of_an_unbroken_run(base_model, tok
 
 
 def test_a_checkpoint_without_a_scale_is_refused(base_model, tokenizer, pairs, pairs_with_logprobs, tmp_path):
-    plain = make(
-        base_model, tokenizer, pairs, tmp_path / "trl", RewardTrainer, save_strategy="steps", save_steps=3
-    )
+    plain = make(base_model, tokenizer, pairs, tmp_path / "trl", RewardTrainer, save_strategy="steps", save_steps=3)
     plain.train()
     ours = make(base_model, tokenizer, pairs_with_logprobs, tmp_path / "icrm")
     with pytest.raises(ValueError, match="no consistency scale"):
@@ -301,9 +297,7 @@ def test_uniform_weighting_needs_no_generator_and_differs(base_model, tokenizer,
 def test_untied_lm_head_is_read_from_the_checkpoint(tokenizer, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
+    config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     model = LlamaForCausalLM(config)
     model.save_pretrained(tmp_path / "causal")
     assert torch.equal(load_lm_head(str(tmp_path / "causal")), model.lm_head.weight)

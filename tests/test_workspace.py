@@ -167,8 +167,10 @@ def test_a_changed_setting_makes_new_folders_for_what_depends_on_it(copied, sect
 
 def test_seeds_of_workspace_and_reward_model_are_two_things(copied):
     names = folders(copied)
-    model = Workspace(MICRO, folder=copied).reward_model_folder("icrm", 1)
-    assert folders(copied) - names == {model.name}
+    zero, one = (Workspace(MICRO, folder=copied).reward_model_folder("icrm", seed) for seed in (0, 1))
+    assert folders(copied) - names == {one.name} and zero.name in names
+    heads = [AutoModelForSequenceClassification.from_pretrained(path).score.weight for path in (zero, one)]
+    assert not torch.allclose(*heads, atol=1e-3)
     Workspace(MICRO, seed=1, folder=copied).reward_model_folder("icrm", 1)
     assert len(folders(copied)) == len(names) + 1 + len(NOUNS)
 
@@ -226,7 +228,7 @@ def test_testbed_pairs_follow_the_seed(tmp_path):
     texts = {}
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         pairs = Workspace(MICRO, seed=seed, folder=tmp_path / run).pairs
-        texts[run] = {split: pairs[split]["chosen"] + pairs[split]["rejected"] for split in SPLITS}
+        texts[run] = {split: [*pairs[split]["chosen"], *pairs[split]["rejected"]] for split in SPLITS}
     assert texts["a"] == texts["b"]
     assert all(texts["a"][split] != texts["c"][split] for split in SPLITS)
 
@@ -240,13 +242,13 @@ def test_the_pretraining_corpus_has_the_form_of_the_pairs(made):
     ws = Workspace(MICRO, folder=made)
     rows = ws._testbed_sequences(ws.tokenizer, 400)
     assert len(rows) >= 400 and set(rows["prompt_length"]) == {1}
-    asked = Counter()
+    asked = []
     for ids in rows["input_ids"]:
         assert ids[-1] == ws.tokenizer.eos_token_id
         probs = ws.language.token_probs(ids)  # raises for what the language does not say
-        asked[tuple(ids[: int((probs == 1).argmin())])] += 1
-    assert len(asked) == len(ws.language.prompts)
-    assert [len(ids) for ids in rows["input_ids"]] != sorted(len(ids) for ids in rows["input_ids"])
+        asked.append(tuple(ids[: int((probs == 1).argmin())]))
+    assert len(set(asked)) == len(ws.language.prompts)
+    assert len(set(asked[:64])) > 40  # mixed: a batch holds many prompts
 
 
 # One's own data
@@ -309,19 +311,29 @@ def test_own_file_is_split_by_prompt_and_capped(own, own_file):
     source = {"preferences": own_file, "base_model": "scratch", "folder": own.folder}
     wide = Workspace(micro(data={"train_pairs": 999}), **source)
     assert len(wide.pairs["train"]) == 2 * round(0.7 * 36)  # at most: all there are
-    other = Workspace(MICRO, seed=1, **source)
-    assert set(other.pairs["test"]["prompt_id"]) != prompts[2]
+    everything = micro(data={"test_pairs": 999})
+    test = [set(Workspace(everything, seed=seed, **source).pairs["test"]["prompt_id"]) for seed in (0, 1)]
+    assert prompts[2] <= test[0] != test[1] and len(test[0]) == len(test[1])
 
 
-def test_every_refused_row_is_reported_with_its_line(own_file, tmp_path):
-    profile = micro(data={"max_length": 60, "train_pairs": 999})
-    ws = Workspace(profile, preferences=own_file, base_model="scratch", folder=tmp_path)
+def test_every_refused_row_is_reported_and_the_others_stay_aligned(own, own_file, tmp_path):
+    responses = [len(row["chosen_ids"]) - row["prompt_length"] for row in own.tokenized["test"]]
+    assert min(responses) < max(responses)
+    profile = micro(data={"max_length": max(responses)})  # no room for a prompt before the longest
+    ws = Workspace(profile, preferences=own_file, base_model=own.base_model, folder=tmp_path)
     assert ws.pairs and [refusal.line for refusal in ws.reports[0].refusals] == [4, 10, 75]
     assert ws.reports[0].kept == 72
     assert ws.tokenized and len(ws.reports) == 1 + len(SPLITS)
     for split, report in zip(SPLITS, ws.reports[1:], strict=True):
-        assert report.kept == len(ws.tokenized[split])
-        assert report.kept + report.refused == len(ws.pairs[split])
+        assert report.kept == len(ws.tokenized[split]) == len(ws.pairs[split]) - report.refused
+        refused = {refusal.line for refusal in report.refusals}
+        assert refused.isdisjoint(ws.tokenized[split]["line"]) and refused <= set(ws.pairs[split]["line"])
+    assert ws.reports[-1].refused > 0
+    talks = ws.conversations("test")
+    assert talks["prompt_id"] == list(ws.tokenized["test"]["prompt_id"])
+    for side in ("chosen", "rejected"):
+        for talk, ids in zip(talks[side], ws.tokenized["test"][f"{side}_ids"], strict=True):
+            assert ws.tokenizer.decode(ids, skip_special_tokens=True).endswith(talk[-1]["content"])
 
 
 def test_the_scratch_tokenizer_sees_training_texts_only(own, own_file, monkeypatch, tmp_path):
