@@ -12,6 +12,7 @@ import pytest
 
 # Set here, before any library is imported, so that tests and the kernels they start inherit it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ICRM_UNATTENDED"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

@@ -78,7 +78,8 @@ def consistency_terms(
         weighting: "probability", or "uniform" (p = 1, the control without a generator).
 
     Returns:
-        (A, W): two scalars (float32, or float64 for float64 rewards), A with gradient, W without. Both 0 when no row has two response tokens.
+        (A, W): two scalars (float32, or float64 for float64 rewards), A with gradient, W without. Both 0 when no row
+        has two response tokens.
 
     Raises:
         ValueError: shapes differ, an odd number of rows, or an unknown option.

@@ -231,7 +231,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
 def _parse(raw: bytes) -> Any:
     """Return the parsed JSON text, or the `BadRow` that it is."""
     try:
-        return json.loads(raw.removeprefix(_BOM).decode("utf-8"))
+        # without its line end, so that an error at the end of the line is not put on the next one
+        return json.loads(raw.removeprefix(_BOM).rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
         byte = raw.removeprefix(_BOM)[error.start]
         return BadRow("not UTF-8", f"byte 0x{byte:02x} at offset {error.start}; save the file as UTF-8")

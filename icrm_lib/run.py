@@ -212,6 +212,7 @@ def prepare_environment(profile: str) -> None:
     """Set the environment that the kernels inherit; what the caller has set for the hub stays."""
     if profile in OFFLINE_PROFILES:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["ICRM_UNATTENDED"] = "1"  # no progress bars inside the notebooks
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     # A kernel named python3 in the user's home may start another interpreter; this folder is searched first.

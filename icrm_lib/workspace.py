@@ -144,14 +144,12 @@ class Workspace:
         return str(self._artefact("base_model", key, self._train_base_model))
 
     def _train_base_model(self, folder: Path) -> None:
-        settings, length = self.profile.base_model, self.profile.data.max_length
+        settings, length, tokenizer = self.profile.base_model, self.profile.data.max_length, self.tokenizer
         if settings.name == "testbed":
-            tokenizer = prepare_tokenizer(self.language.tokenizer)
             sequences = self._testbed_sequences(tokenizer, settings.steps * settings.batch_size)
         else:
-            tokenizer = prepare_tokenizer(scratch_tokenizer(self._texts(), settings.vocabulary))
-            pairs, _ = tokenize_pairs(self.pairs["train"], tokenizer, max_length=length)
-            sequences = both_sides(pairs).map(lambda row: {"prompt_length": 1})  # the prompt is text to learn, too
+            texts = both_sides(self.tokenized["train"])
+            sequences = texts.map(lambda row: {"prompt_length": 1})  # the prompt is text to learn, too
         size = {"hidden_size": settings.hidden_size, "layers": settings.layers, "heads": settings.heads}
         model = small_llama(tokenizer, **size, max_length=length, seed=self.seed)
         train_language_model(
@@ -190,8 +188,18 @@ class Workspace:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer, made fit for reward modelling."""
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(self.base_model))
+        """The base model's tokenizer, made fit for reward modelling. No model is trained for it."""
+        settings = self.profile.base_model
+        if settings.name == "testbed":
+            return prepare_tokenizer(self.language.tokenizer)
+        if settings.name != "scratch":
+            return prepare_tokenizer(AutoTokenizer.from_pretrained(self.base_model))
+        key = {"texts": records.fingerprint(self._texts()), "vocabulary": settings.vocabulary}
+
+        def make(folder: Path) -> None:
+            scratch_tokenizer(self._texts(), settings.vocabulary).save_pretrained(str(folder))
+
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(self._artefact("tokenizer", key, make)))
 
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:
@@ -245,7 +253,8 @@ class Workspace:
         exact = settings.kind == "exact"
         key = {"generator": self.language.config() if exact else model_fingerprint(self.generator)}
         key["temperature"] = 1.0 if exact else settings.temperature
-        folder = self._path("logprobs", {**key, "split": split, "seed": self.seed, "data": self.profile.config()["data"]})
+        place = {"split": split, "seed": self.seed, "data": self.profile.config()["data"]}
+        folder = self._path("logprobs", key | place)
         return cached_logprobs(pairs, self._exact if exact else self._generator_scorer, folder, key)
 
     def _generator_scorer(self) -> Scorer:

@@ -13,7 +13,7 @@ def test_accuracy_counts_strictly_higher_scores():
 
 
 def test_interval_covers_the_truth_at_its_rate_when_pairs_cluster():
-    """200 draws of 40 prompts x 5 pairs whose accuracy varies by prompt around 0.7: about 95 % of intervals cover it."""
+    """200 draws of 40 prompts x 5 pairs, accuracy varying by prompt around 0.7: about 95 % of intervals cover it."""
     rng = np.random.default_rng(0)
     covered = naive = 0
     for _ in range(200):

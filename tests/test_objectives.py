@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from icrm_lib.objectives import bradley_terry_loss, consistency_terms
@@ -59,6 +61,28 @@ def test_terms_equal_the_double_loop(seed, weighting, spread):
         loss, scale = consistency_terms(rewards.to(dtype), mask, probs, weighting=weighting)
         assert loss.item() == pytest.approx(want_loss, rel=tolerance)
         assert scale.item() == pytest.approx(want_scale, rel=tolerance)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), min_size=2, max_size=6).filter(
+        lambda x: len(x) % 2 == 0
+    ),
+    shift=st.integers(0, 9),
+    seed=st.integers(0, 2**16),
+)
+def test_any_layout_of_prompts_and_padding_gives_the_double_loop(spans, shift, seed):
+    """Responses of any length, from a single token on, behind prompts of any length, padded to any width."""
+    torch.manual_seed(seed)
+    length = max(start + size for start, size in spans) + shift
+    mask = torch.zeros(len(spans), length, dtype=torch.bool)
+    for row, (start, size) in enumerate(spans):
+        mask[row, start : start + size] = True
+    rewards, probs = 5 * torch.randn(mask.shape, dtype=torch.float64), torch.rand(mask.shape, dtype=torch.float64)
+    loss, scale = consistency_terms(rewards, mask, probs)
+    want_loss, want_scale = naive_terms(rewards.tolist(), mask.tolist(), probs.tolist())
+    assert loss.item() == pytest.approx(want_loss, rel=1e-10, abs=1e-14)
+    assert scale.item() == pytest.approx(want_scale, rel=1e-10, abs=1e-14)
 
 
 def test_gradient_is_the_formula_s():
