@@ -146,9 +146,7 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     """
     if isinstance(default, str):
         return text
-    kinds = next(
-        (k for k in ((bool,), (int,), (float,), (list, tuple), (dict,)) if isinstance(default, k)), None
-    )
+    kinds = next((k for k in ((bool,), (int,), (float,), (list, tuple), (dict,)) if isinstance(default, k)), None)
     try:
         if kinds in ((int,), (float,)):
             return kinds[0](text)
@@ -185,9 +183,7 @@ def assign(
     known = sorted({name for notebook in notebooks for name in notebook.defaults} - {"PROFILE"})
     for name, value in assignments:
         if name == "PROFILE":
-            raise UsageError(
-                f"the profile is not given with -p; write --profile {value} (make run PROFILE={value})"
-            )
+            raise UsageError(f"the profile is not given with -p; write --profile {value} (make run PROFILE={value})")
         if name not in known:
             where = ", ".join(notebook.name for notebook in notebooks)
             hint = nearest(name, known) if known else "it has no parameters"
@@ -237,9 +233,7 @@ def last_started(output: Path) -> tuple[int, str]:
     return position + 1, cells[position].source
 
 
-def execute(
-    notebook: Notebook, output: Path, parameters: dict[str, Any], root: Path
-) -> nbformat.NotebookNode:
+def execute(notebook: Notebook, output: Path, parameters: dict[str, Any], root: Path) -> nbformat.NotebookNode:
     """Execute one notebook with the running interpreter's kernel, in the project root.
 
     Args:
@@ -327,9 +321,7 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         {
             "kernelspec": KERNELSPEC,
             "language_info": {
-                key: value
-                for key, value in notebook.metadata.get("language_info", {}).items()
-                if key != "version"
+                key: value for key, value in notebook.metadata.get("language_info", {}).items() if key != "version"
             },
         }
     )
@@ -389,9 +381,7 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     Returns:
         the exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m icrm_lib.run", description="Execute the notebooks in order."
-    )
+    parser = argparse.ArgumentParser(prog="python -m icrm_lib.run", description="Execute the notebooks in order.")
     parser.add_argument("--profile", default="smoke", help="a file of profiles/ without its ending (smoke)")
     parser.add_argument("--only", metavar="04[,05]", help="only these notebooks, by number or name")
     parser.add_argument(
@@ -404,9 +394,7 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
     options = parser.parse_args(arguments)
     try:
         if options.refresh and (options.assignments or options.profile != "smoke"):
-            raise UsageError(
-                "stored outputs are those of the defaults: --refresh takes neither -p nor --profile"
-            )
+            raise UsageError("stored outputs are those of the defaults: --refresh takes neither -p nor --profile")
         root = root or project_root()
         check_profile(root, options.profile)
         prepare_environment(options.profile)

@@ -36,9 +36,7 @@ def imports(source: str) -> tuple[set[str], set[str]]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                "icrm_lib" * bool(node.level) + "." * bool(node.level and node.module) + (node.module or "")
-            )
+            base = "icrm_lib" * bool(node.level) + "." * bool(node.level and node.module) + (node.module or "")
             names = [f"{base}.{alias.name}" for alias in node.names] if base == "icrm_lib" else [base]
         else:
             continue
@@ -51,20 +49,14 @@ def imports(source: str) -> tuple[set[str], set[str]]:
 def problems(module: str, source: str) -> list[str]:
     """Return what is wrong with the imports of a module, one sentence each."""
     if module not in LEVEL:
-        return [
-            f"{module} has no layer yet: add it to LAYERS in tests/test_imports.py and to CONTRIBUTING.md"
-        ]
+        return [f"{module} has no layer yet: add it to LAYERS in tests/test_imports.py and to CONTRIBUTING.md"]
     own, others = imports(source)
     found = []
     for name in sorted(own - {""}):
         if name not in LEVEL:
-            found.append(
-                f"{module} imports icrm_lib.{name}, which is no module with a layer; import the module"
-            )
+            found.append(f"{module} imports icrm_lib.{name}, which is no module with a layer; import the module")
         elif LEVEL[name] >= LEVEL[module] and name not in SIDEWAYS.get(module, set()):
-            found.append(
-                f"{module} (layer {LEVEL[module]}) imports {name} (layer {LEVEL[name]}): not downwards"
-            )
+            found.append(f"{module} (layer {LEVEL[module]}) imports {name} (layer {LEVEL[name]}): not downwards")
     if module == "objectives" and (own or others != {"torch"}):
         found.append(f"objectives imports torch only, not {sorted(own | others - {'torch'})}")
     if module in WITHOUT_TORCH and others & {"torch", "transformers"}:

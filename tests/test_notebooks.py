@@ -125,9 +125,7 @@ def start_cell_is_not_compared(notebook):
 @rule
 def cells_are_short(notebook):
     for number, cell in enumerate(code_cells(notebook), start=1):
-        lines = [
-            line for line in map(str.strip, cell.source.splitlines()) if line and not line.startswith("#")
-        ]
+        lines = [line for line in map(str.strip, cell.source.splitlines()) if line and not line.startswith("#")]
         if len(lines) > MAX_LINES:
             yield f"code cell {number} has {len(lines)} lines of code, more than {MAX_LINES}: {lines[0]}"
 
@@ -239,9 +237,7 @@ def test_numbers_are_unique():
 
 # --- the rules themselves: a good notebook passes all, each fault is found by its rule ---
 
-TITLE = (
-    "# Claim\n\nIt holds.\n\n- *Paper item*: eq. 3\n- *Reads*: x\n- *Writes*: x\n- *Cost per profile*: 1 s"
-)
+TITLE = "# Claim\n\nIt holds.\n\n- *Paper item*: eq. 3\n- *Reads*: x\n- *Writes*: x\n- *Cost per profile*: 1 s"
 
 
 def good_notebook() -> NotebookNode:
@@ -370,9 +366,7 @@ def test_nbval_compares_and_counts(tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     # Compared with content: 42, the object, the environment; not the ignored cell, not the bare picture.
-    assert re.search(
-        r"^01_small +3 compared of +5 with output of +6 code cells$", result.stdout, re.MULTILINE
-    )
+    assert re.search(r"^01_small +3 compared of +5 with output of +6 code cells$", result.stdout, re.MULTILINE)
     assert re.search(r"^total +3 compared of +5 with output of +6 code cells$", result.stdout, re.MULTILINE)
 
 

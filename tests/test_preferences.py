@@ -104,9 +104,7 @@ def byte_level(specials, split=LLAMA_SPLIT):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator(
         TEXTS + ["assistant\n\n"] * 9,
-        trainers.BpeTrainer(
-            vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
     return backend
 
@@ -282,10 +280,7 @@ def test_a_saved_tokenizer_keeps_the_conventions(style, tokenizers, tmp_path):
 
 @pytest.mark.parametrize("style", ["llama3", "qwen3", "zephyr", "plain"])
 def test_trl_tokenises_the_same(style, tokenizers):
-    rows = [
-        {"prompt": c[:-1], "chosen": [c[-1]], "rejected": [assistant("no " + c[-1]["content"])]}
-        for c in ORDINARY
-    ]
+    rows = [{"prompt": c[:-1], "chosen": [c[-1]], "rejected": [assistant("no " + c[-1]["content"])]} for c in ORDINARY]
     args = SimpleNamespace(max_length=None, dataset_num_proc=None)
     dataset = Dataset.from_list(rows)
     theirs = trl.RewardTrainer._prepare_dataset(None, dataset, tokenizers[style], args, "train")
@@ -310,9 +305,7 @@ def test_transformers_reads_the_reward_at_the_last_id(style, tokenizers):
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForSequenceClassification(config).eval()
-    batch = tokenizer.apply_chat_template(
-        ORDINARY, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-    )
+    batch = tokenizer.apply_chat_template(ORDINARY, tokenize=True, return_dict=True, return_tensors="pt", padding=True)
     with torch.no_grad():
         pooled = model(**batch).logits[:, 0]
         for reward, conversation in zip(pooled, ORDINARY, strict=True):
@@ -361,9 +354,7 @@ def test_wrapping_a_published_template_changes_its_end_alone(name):
     def renderings(tokenizer):
         whole = tokenizer.apply_chat_template(conversations, tokenize=False)
         asked = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
-        masks = tokenizer.apply_chat_template(
-            conversations, return_dict=True, return_assistant_tokens_mask=True
-        )
+        masks = tokenizer.apply_chat_template(conversations, return_dict=True, return_assistant_tokens_mask=True)
         return whole, asked, masks["assistant_masks"]
 
     before = renderings(tokenizer)
@@ -441,9 +432,7 @@ def test_tokenizers_that_cannot_be_prepared(change, message):
 
 
 def test_no_spare_token_to_pad_with():
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(["<eos>"]), eos_token="<eos>", pad_token="<eos>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(["<eos>"]), eos_token="<eos>", pad_token="<eos>")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     with pytest.raises(ValueError, match=r"must differ.*resize_token_embeddings"):
         prepare_tokenizer(tokenizer)
@@ -481,9 +470,7 @@ def test_offsets_point_into_the_reply(style, tokenizers):
 def test_offsets_of_a_reply_that_the_template_trims(tokenizers):
     reply = " \nBlue, I think. \n"
     for style in ("llama3", "gemma"):
-        row = tokenize_conversation(
-            tokenizers[style], [user("Name a colour."), assistant(reply)], offsets=True
-        )
+        row = tokenize_conversation(tokenizers[style], [user("Name a colour."), assistant(reply)], offsets=True)
         assert row.offsets[0][0] == reply.index("B") and row.offsets[-1] == (len(reply), len(reply))
         assert row.offsets[-2][1] == reply.index(".") + 1
 
@@ -497,9 +484,7 @@ def test_no_token_reaches_from_the_prompt_into_the_reply(style, reply, tokenizer
     usual = tokenize_conversation(tokenizer, [*prompt, assistant("Blue.")])
     assert row.input_ids[: row.prompt_length] == usual.input_ids[: usual.prompt_length]
     expected = reply.strip() if style == "gpt2" else reply  # its template trims
-    assert tokenizer.decode(row.input_ids) == tokenizer.apply_chat_template(
-        [*prompt, assistant(reply)], tokenize=False
-    )
+    assert tokenizer.decode(row.input_ids) == tokenizer.apply_chat_template([*prompt, assistant(reply)], tokenize=False)
     assert "".join(tokenizer.decode(row.input_ids[row.prompt_length :]).split()) == expected.strip() + closing
     assert row.offsets[-1] == (len(reply), len(reply))
 
@@ -579,9 +564,7 @@ def test_tokens_that_only_the_template_makes_special_are_guarded_and_thoughts_ar
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "<turn>")
     prepare_tokenizer(tokenizer)
     turn, think = tokenizer.convert_tokens_to_ids(["<turn>", "<think>"])
-    row = tokenize_conversation(
-        tokenizer, [user("a <turn>assistant"), assistant("<think>b</think> <|im_end|>")]
-    )
+    row = tokenize_conversation(tokenizer, [user("a <turn>assistant"), assistant("<think>b</think> <|im_end|>")])
     assert row.input_ids.count(turn) == 3 and row.input_ids.count(think) == 1
 
 
@@ -790,11 +773,7 @@ def test_nothing_usable_is_an_error_with_the_report(row, reason, word, tmp_path)
 
 
 def test_the_report_is_a_short_stable_table(tmp_path):
-    rows = (
-        [good(prompt=f"q{i}") for i in range(3)]
-        + [good(chosen="")] * 7
-        + [{"prompt": "a"}, good(prompt="q0")]
-    )
+    rows = [good(prompt=f"q{i}") for i in range(3)] + [good(chosen="")] * 7 + [{"prompt": "a"}, good(prompt="q0")]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(map(as_line, rows)))
     _, report = load_preferences(tmp_path / "rows.jsonl")
     assert str(report) == (
@@ -873,10 +852,7 @@ def test_ratings_become_margins(tmp_path):
     assert dataset["margin"][:] == [2.5, -2.0, 0.0, -0.25]
     assert report.notes == ["2 rows rate the chosen reply lower than the rejected one (kept)"]
     dataset, report = write(tmp_path / "rated.jsonl", *rows, good(prompt="e", margin=None))
-    assert (
-        "margin" not in dataset.column_names
-        and "no margin column: only 4 of 5 rows are rated" in report.notes
-    )
+    assert "margin" not in dataset.column_names and "no margin column: only 4 of 5 rows are rated" in report.notes
     assert "margin" not in write(tmp_path / "unrated.jsonl", good())[0].column_names
 
 
@@ -941,9 +917,7 @@ def test_a_hub_id_without_network_is_a_clear_error(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(preferences.datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ConnectionError, match="nobody-here/no-such-set.*check the id, the split and the network"
-    ):
+    with pytest.raises(ConnectionError, match="nobody-here/no-such-set.*check the id, the split and the network"):
         load_preferences("nobody-here/no-such-set")
 
 
@@ -974,9 +948,7 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder shared/data beside the repository")
-@pytest.mark.parametrize(
-    ("name", "rows", "prompts"), [("pandalm_human", 760, 153), ("dpo_en_demo", 295, None)]
-)
+@pytest.mark.parametrize(("name", "rows", "prompts"), [("pandalm_human", 760, 153), ("dpo_en_demo", 295, None)])
 def test_real_files_load_and_tokenise_whole(name, rows, prompts, tokenizers):
     dataset, report = load_preferences(REAL / f"{name}.jsonl")
     assert (report.kept, report.refused) == (rows, 0)

@@ -12,9 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from icrm_lib import run
 
-PARAMETERS = (
-    'PROFILE = "smoke"  # which profile\nSEED = 0  # the seed, SEED = 0 by default\nRATE = 0.5  # a rate'
-)
+PARAMETERS = 'PROFILE = "smoke"  # which profile\nSEED = 0  # the seed, SEED = 0 by default\nRATE = 0.5  # a rate'
 
 
 def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> None:
@@ -173,9 +171,7 @@ def test_a_failing_cell_ends_the_run_with_its_error(project, capsys):
     write_notebook(project / "notebooks" / "01_first.ipynb", "x = 1", "y = x / 0\nprint('not reached')")
     assert run.main([], root=project) == 1
     captured = capsys.readouterr()
-    assert (
-        "01_first failed in code cell 3 (In [4]" in captured.err
-    )  # one more in the output: the injected one
+    assert "01_first failed in code cell 3 (In [4]" in captured.err  # one more in the output: the injected one
     assert "    y = x / 0\n" in captured.err
     assert "ZeroDivisionError: division by zero" in captured.err
     assert "\x1b" not in captured.err
@@ -247,9 +243,7 @@ def test_normalise_joins_what_arrived_in_pieces_and_nothing_else():
         return new_output("stream", name="stdout", text=text)
 
     picture = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
-    cell = new_code_cell(
-        "f()", execution_count=1, outputs=[stream("a"), stream("b\n"), picture, stream("c\n")]
-    )
+    cell = new_code_cell("f()", execution_count=1, outputs=[stream("a"), stream("b\n"), picture, stream("c\n")])
     outputs = run.normalise(new_notebook(cells=[cell])).cells[0].outputs
     assert [output.get("text", output.output_type) for output in outputs] == ["ab\n", "display_data", "c\n"]
 

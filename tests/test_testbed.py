@@ -23,9 +23,7 @@ SUBWORD = Language(subword=True)
 VARIED = {
     "default": PLAIN,
     "subword": SUBWORD,
-    "subword, few clauses": Language(
-        subword=True, idiosyncratic_words=0, clauses=(1, 2), threshold=1, seed=5
-    ),
+    "subword, few clauses": Language(subword=True, idiosyncratic_words=0, clauses=(1, 2), threshold=1, seed=5),
     "one name": Language(idiosyncratic_words=1, n_idiosyncratic=20, threshold=-1, seed=3),
     "long": Language(clauses=(8, 12), threshold=5, persistence=0.4),
     "always persistent": Language(persistence=1.0, clauses=(2, 2), threshold=2),
@@ -78,9 +76,7 @@ def test_value_is_the_expectation_over_the_next_token(name, rng):
     prefixes = [
         ids[:stop]
         for prompt, ids, _ in draw(language, rng, 12, language.prompts[3])
-        for stop in rng.choice(
-            np.arange(len(prompt), len(ids)), size=min(8, len(ids) - len(prompt)), replace=False
-        )
+        for stop in rng.choice(np.arange(len(prompt), len(ids)), size=min(8, len(ids) - len(prompt)), replace=False)
     ]
     assert len(prefixes) >= 80
     residuals = np.array([consistency_residuals(language, prefix) for prefix in prefixes])
@@ -327,9 +323,7 @@ def test_config_is_plain_and_rebuilds_the_language():
     config = json.loads(json.dumps(language.config()))
     assert set(config) == {field.name for field in dataclasses.fields(Language)}
     assert Language(**config) == language and hash(Language(**config)) == hash(language)
-    changed = {
-        name: Language(**{name: value}).config() for name, value in {"seed": 1, "clauses": (3, 8)}.items()
-    }
+    changed = {name: Language(**{name: value}).config() for name, value in {"seed": 1, "clauses": (3, 8)}.items()}
     assert all(config != Language().config() for config in changed.values())
 
 
@@ -401,9 +395,7 @@ def test_identical_responses_are_drawn_again(rng):
 def test_length_confounding(rng):
     def longer_share(confounding):
         rows = Language(length_confounding=confounding).preference_pairs(600, rng)
-        lengths = [
-            [len(row[side].replace(",", " ,").split()) for side in ("chosen", "rejected")] for row in rows
-        ]
+        lengths = [[len(row[side].replace(",", " ,").split()) for side in ("chosen", "rejected")] for row in rows]
         return np.mean([np.sign(chosen - rejected) for chosen, rejected in lengths])
 
     assert longer_share(1.0) == 1
@@ -448,10 +440,7 @@ def test_tokenizer_round_trips(language, rng):
         assert tokenizer.encode(tokenizer.decode(ids)) == ids
     ids = full_ids(language, language.prompts[0], texts[0])
     assert tokenizer.encode(tokenizer.decode(ids)) == ids
-    assert (
-        tokenizer.decode(ids[len(prompt_ids(language, language.prompts[0])) :], skip_special_tokens=True)
-        == texts[0]
-    )
+    assert tokenizer.decode(ids[len(prompt_ids(language, language.prompts[0])) :], skip_special_tokens=True) == texts[0]
 
 
 @pytest.mark.parametrize("language", [PLAIN, SUBWORD], ids=["words", "pieces"])
@@ -461,9 +450,7 @@ def test_offsets_point_into_the_text(language, rng):
     encoded = tokenizer(text, return_offsets_mapping=True)
     assert set(encoded) == {"input_ids", "attention_mask", "offset_mapping"}
     spans = [text[start:end] for start, end in encoded["offset_mapping"]]
-    assert spans == [
-        token.removeprefix("##") for token in tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    ]
+    assert spans == [token.removeprefix("##") for token in tokenizer.convert_ids_to_tokens(encoded["input_ids"])]
 
 
 def test_special_tokens_and_padding():
@@ -493,9 +480,7 @@ def test_chat_template():
     with pytest.raises(Exception, match="role tool"):
         render([{"role": "tool", "content": "?"}])
     masked = tokenizer.apply_chat_template([user, reply], return_dict=True, return_assistant_tokens_mask=True)
-    replied = [
-        token for token, mask in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if mask
-    ]
+    replied = [token for token, mask in zip(masked["input_ids"], masked["assistant_masks"], strict=True) if mask]
     assert tokenizer.decode(replied, skip_special_tokens=True) == "use kind words."
     assert replied[-1] == tokenizer.eos_token_id
 

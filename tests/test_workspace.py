@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from icrm_lib import generator, records, runtime, workspace
 from icrm_lib.preferences import tokenize_pairs
@@ -354,7 +354,29 @@ def test_the_scratch_tokenizer_sees_training_texts_only(own, own_file, monkeypat
     assert held_out and not held_out & set(seen)
 
 
-def test_the_scratch_model_is_of_the_profiles_size_and_learns_prompts_too(own):
+def test_the_scratch_model_learns_prompts_too(own, own_file, monkeypatch, tmp_path):
+    train_language_model, given = workspace.train_language_model, []
+
+    def note(model, dataset, **kwargs):
+        given.append(dataset)
+        return train_language_model(model, dataset, **kwargs)
+
+    monkeypatch.setattr(workspace, "train_language_model", note)
+    assert Workspace(MICRO, preferences=own_file, base_model="scratch", folder=tmp_path).base_model
+    (rows,) = given
+    assert set(rows["prompt_length"]) == {1}  # all but BOS is predicted
+    both = [*own.tokenized["train"]["chosen_ids"], *own.tokenized["train"]["rejected_ids"]]
+    assert Counter(map(tuple, rows["input_ids"])) == Counter(map(tuple, both))
+
+
+def test_looking_at_tokenised_pairs_trains_no_model(own, own_file, calls, tmp_path):
+    assert Workspace(MICRO, folder=tmp_path / "testbed").tokenized
+    ws = Workspace(MICRO, preferences=own_file, base_model="scratch", folder=tmp_path / "own")
+    assert ws.tokenized["train"]["chosen_ids"][:] == own.tokenized["train"]["chosen_ids"][:]
+    assert not calls and nouns(folders(ws.folder)) == {"tokenizer"}
+
+
+def test_the_scratch_model_is_of_the_profiles_size(own):
     config = AutoModelForCausalLM.from_pretrained(own.base_model).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 1, 2)
     assert 262 < config.vocab_size <= 400 and config.vocab_size == len(own.tokenizer)
@@ -504,6 +526,10 @@ def test_the_fitted_generator_is_a_plain_directory_other_than_the_base(made):
     base, fitted = (model.state_dict() for model in models)
     assert base.keys() == fitted.keys() and any(not torch.equal(base[name], fitted[name]) for name in base)
     assert generator.model_fingerprint(ws.base_model) != generator.model_fingerprint(ws.generator)
+    talk = conversations(ws.pairs["test"], "chosen")[0]
+    assert AutoTokenizer.from_pretrained(ws.generator).apply_chat_template(talk) == ws.tokenizer.apply_chat_template(
+        talk
+    )
 
 
 @pytest.mark.parametrize("method", ["bt", "icrm_uniform"])
