@@ -115,17 +115,28 @@ def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def refuse_capped_logits(config: PreTrainedConfig) -> None:
-    """Raise for architectures whose logits are more than `hidden @ lm_head^T` (Gemma 2 and its logit cap).
+# Configuration keys of architectures whose logits are more than `hidden @ lm_head^T`, and what they hold when inactive:
+# Gemma 2 caps them, Granite divides them, Cohere multiplies them.
+LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+
+
+def logit_transforms(config: PreTrainedConfig) -> dict[str, float]:
+    """Return the active entries of `LOGIT_TRANSFORMS` in a model's configuration."""
+    values = config.get_text_config().to_dict()
+    return {name: values[name] for name, off in LOGIT_TRANSFORMS.items() if values.get(name) not in (None, off)}
+
+
+def refuse_transformed_logits(config: PreTrainedConfig) -> None:
+    """Raise for architectures that cap or scale their logits, which the chunked loss does not compute.
 
     Raises:
-        ValueError: the architecture caps its logits, which the chunked loss does not compute.
+        ValueError: names the setting and the remedy.
     """
-    cap = config.get_text_config().to_dict().get("final_logit_softcapping")
-    if cap:
+    active = logit_transforms(config)
+    if active:
         raise ValueError(
-            f"{config.model_type} caps its logits (final_logit_softcapping={cap}), which the chunked language-model "
-            "loss does not compute; choose a model without a cap, or generator kind 'base' and sft_weight 0"
+            f"{config.model_type} transforms its logits ({active}), which the chunked language-model loss does not "
+            "compute; choose another model, or generator kind 'base' and sft_weight 0"
         )
 
 
@@ -199,7 +210,7 @@ class LanguageModelTrainer(Trainer):
         self.pad_token_id = pad_token_id
         super().__init__(model=model, data_collator=self._collate, **kwargs)
         self.causal_lm = without_adapter(self.model)
-        refuse_capped_logits(self.causal_lm.config)
+        refuse_transformed_logits(self.causal_lm.config)
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = [row["input_ids"] for row in rows]

@@ -15,7 +15,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from icrm_lib import records, runtime
-from icrm_lib.base_model import ROWS_PER_CHUNK, decoder_states, load_causal_lm, train_language_model, without_adapter
+from icrm_lib.base_model import (
+    ROWS_PER_CHUNK,
+    decoder_states,
+    load_causal_lm,
+    logit_transforms,
+    train_language_model,
+    without_adapter,
+)
 from icrm_lib.profiles import GeneratorSettings
 
 logger = logging.getLogger(__name__)
@@ -48,21 +55,25 @@ def token_logprobs(model: PreTrainedModel, batch: dict[str, torch.Tensor], *, te
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     causal_lm = without_adapter(model)
     head = causal_lm.get_output_embeddings()
-    cap = causal_lm.config.get_text_config().to_dict().get("final_logit_softcapping")
+    transforms = logit_transforms(causal_lm.config)
     hidden = decoder_states(model, causal_lm, input_ids=ids, attention_mask=batch["attention_mask"])
     predicted = attended[:, 1:]
     states, targets = hidden[:, :-1][predicted], ids[:, 1:][predicted]
     values = torch.empty(len(targets), dtype=torch.float32, device=ids.device)
     for start in range(0, len(targets), ROWS_PER_CHUNK):  # at most ROWS_PER_CHUNK x V logits at a time
         piece = slice(start, start + ROWS_PER_CHUNK)
-        logits = head(states[piece]).float()
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-        logits = logits / temperature
+        logits = _transformed(head(states[piece]).float(), transforms) / temperature
         values[piece] = logits.gather(1, targets[piece, None]).squeeze(1) - logits.logsumexp(1)
     result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     result[:, 1:][predicted] = values
     return result
+
+
+def _transformed(logits: torch.Tensor, transforms: dict[str, float]) -> torch.Tensor:
+    # What Gemma 2, Granite and Cohere do to their logits (`base_model.LOGIT_TRANSFORMS`).
+    if cap := transforms.get("final_logit_softcapping"):
+        logits = cap * torch.tanh(logits / cap)
+    return logits / transforms.get("logits_scaling", 1.0) * transforms.get("logit_scale", 1.0)
 
 
 def model_scorer(
@@ -116,18 +127,18 @@ def cached_logprobs(dataset: Dataset, make_scorer: Callable[[], Scorer], folder:
     Args:
         dataset: `preferences.tokenize_pairs` output: `chosen_ids`, `rejected_ids`, `prompt_length`.
         make_scorer: called only when the values must be computed (so the generator is not even loaded otherwise).
-        folder: where the cache lies.
+        folder: where caches lie; each in a folder of its own, named by what it depends on.
         key: what the values depend on beside the data: generator, tokenizer, settings (JSON-able).
 
     Returns:
         the dataset with columns `chosen_logprobs` and `rejected_logprobs`: lists of float32, one entry a response
         token (the closing token included).
     """
-    folder = Path(folder)
     key = {**key, "data": data_fingerprint(dataset), "rows": len(dataset)}
+    folder = Path(folder) / f"logprobs-{records.fingerprint(key)}"  # two splits or generators never meet
     if not records.is_whole(folder, key, verify=True):
         if folder.exists():
-            logger.warning("%s is stale, truncated or damaged; making it again", runtime.display_path(folder))
+            logger.warning("%s is truncated or damaged; making it again", runtime.display_path(folder))
         with records.whole_folder(folder, key) as temporary:
             _write_logprobs(dataset, make_scorer(), temporary / CACHE_FILE)
     values = Dataset.from_file(str(folder / CACHE_FILE))

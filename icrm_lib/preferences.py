@@ -204,7 +204,7 @@ def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, It
     if not path.exists():
         raise FileNotFoundError(
             f"there is no file {name!r}, and it is no hub id (owner/name) either; check the spelling, or "
-            "give a path relative to the current directory"
+            "give a path that is absolute or starts where the program runs (in the notebooks: the project's folder)"
         )
     if suffix not in _READERS:
         raise ValueError(f"cannot read {name!r}: {suffix!r} is none of {', '.join(_READERS)}; convert the file")

@@ -93,7 +93,6 @@ class Profile:
     base_model: BaseModelSettings = field(default_factory=BaseModelSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     reward_model: RewardModelSettings = field(default_factory=RewardModelSettings)
-    seeds: int = 3  # paired seeds of a comparison
 
     def config(self) -> dict[str, Any]:
         """Return the profile as plain nested values, for records and cache keys."""

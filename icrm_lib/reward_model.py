@@ -129,7 +129,8 @@ class RewardModel:
         Args:
             conversations: each a list of {"role", "content"} that ends with an assistant turn.
             batch_size: conversations in one forward pass; changes the speed, not the scores.
-            max_length: tokens; a longer conversation loses the beginning of its prompt, as in training.
+            max_length: tokens; a longer conversation loses the beginning of its prompt. (In training both responses
+                of a pair lose the same part; to score pairs exactly so, give `score_tokens` their token ids.)
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
@@ -138,14 +139,46 @@ class RewardModel:
             tokenization.ResponseTooLong: a response alone is longer than `max_length`.
         """
         rows = [tokenize_conversation(self.tokenizer, c, max_length=max_length).input_ids for c in conversations]
-        scores = np.empty(len(rows), dtype=np.float32)
+        return self.score_tokens(rows, batch_size=batch_size)
+
+    @torch.inference_mode()
+    def score_tokens(self, rows: Sequence[list[int]], *, batch_size: int = 16) -> np.ndarray:
+        """Score token ids, e.g. the columns of `preferences.tokenize_pairs`: the reward at each row's last token.
+
+        Args:
+            rows: token ids, each ending with its closing token.
+            batch_size: see `score`.
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+        """
+        rows = list(rows)
+        rewards = self.token_scores(rows, [len(row) - 1 for row in rows], batch_size=batch_size)
+        return np.array([values[0] for values in rewards], dtype=np.float32)
+
+    @torch.inference_mode()
+    def token_scores(
+        self, rows: Sequence[list[int]], starts: Sequence[int], *, batch_size: int = 16
+    ) -> list[np.ndarray]:
+        """Read the rewards at the tokens of each row from a position on, e.g. from `prompt_length`.
+
+        Args:
+            rows: token ids.
+            starts: first position asked for, one a row.
+            batch_size: see `score`.
+
+        Returns:
+            per row a float32 array of raw rewards. Shape of each: (len(row) - start,).
+        """
+        rows = list(rows)  # a data set's column is slow to index
+        results: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # equal lengths together: little padding
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rewards = self._rewards([rows[index] for index in chosen])
-            ends = torch.tensor([len(rows[index]) - 1 for index in chosen])
-            scores[chosen] = rewards[torch.arange(len(chosen)), ends].numpy()
-        return scores
+        for first in range(0, len(order), batch_size):
+            members = order[first : first + batch_size]
+            rewards = self._rewards([rows[index] for index in members]).numpy()
+            for values, index in zip(rewards, members, strict=True):
+                results[index] = values[starts[index] : len(rows[index])].copy()
+        return results
 
     @torch.inference_mode()
     def token_rewards(self, conversation: Conversation, *, max_length: int | None = None) -> list[TokenReward]:

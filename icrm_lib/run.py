@@ -180,7 +180,7 @@ def assign(
     Raises:
         UsageError: no selected notebook declares the name, or the value has the wrong type.
     """
-    known = sorted({name for notebook in notebooks for name in notebook.defaults} - {"PROFILE"})
+    known = sorted({name for notebook in notebooks for name in notebook.defaults} | {"PROFILE"})
     for name, value in assignments:
         if name == "PROFILE":
             raise UsageError(f"the profile is not given with -p; write --profile {value} (make run PROFILE={value})")

@@ -24,14 +24,15 @@ from transformers.utils.hub import cached_file
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.utils import global_then_local_main_first
 
 from icrm_lib import runtime
-from icrm_lib.base_model import LogFile, refuse_capped_logits, token_nll, without_adapter
+from icrm_lib.base_model import LogFile, refuse_transformed_logits, token_nll, without_adapter
 from icrm_lib.generator import COLUMNS as LOGPROB_COLUMNS
-from icrm_lib.objectives import consistency_terms
+from icrm_lib.objectives import CENTERINGS, FORMS, WEIGHTINGS, consistency_terms
 from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import RewardModelSettings, nearest
-from icrm_lib.reward_model import capture_head
+from icrm_lib.reward_model import capture_head, reward_head
 from icrm_lib.tokenization import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class ICRMConfig(RewardConfig):
         super().__post_init__()
         if not 0.0 <= self.consistency_weight < 1.0:
             raise ValueError(f"consistency_weight must be in [0, 1), got {self.consistency_weight}")
+        for name, known in (("weighting", WEIGHTINGS), ("form", FORMS), ("centering", CENTERINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; {nearest(getattr(self, name), list(known))}")
         if self.sft_weight < 0.0:
             raise ValueError(f"sft_weight must be >= 0, got {self.sft_weight}")
         if not 0.0 <= self.scale_decay < 1.0 or self.scale_start <= 0.0:
@@ -75,12 +79,17 @@ class ICRMConfig(RewardConfig):
     @property
     def needs_probabilities(self) -> bool:
         """Whether training reads the generator's log-probabilities."""
-        return self.consistency_weight > 0 and self.weighting != "uniform"
+        return reads_generator(self)
 
     @property
     def needs_tokens(self) -> bool:
         """Whether training looks at more than the reward of the closing token."""
         return self.consistency_weight > 0 or self.sft_weight > 0
+
+
+def reads_generator(settings: "ICRMConfig | RewardModelSettings") -> bool:
+    """Say whether a training with these settings needs the generator's log-probabilities."""
+    return settings.consistency_weight > 0 and settings.weighting != "uniform"
 
 
 class ConsistencyScale(TrainerCallback, ExportableState):
@@ -136,8 +145,14 @@ class DataCollatorForConsistency(DataCollatorForPreference):
         if self.probabilities:
             logprobs = torch.zeros(attended.shape)
             values = [row[name] for name in LOGPROB_COLUMNS for row in examples]
-            for row, (start, value) in enumerate(zip(prompts.tolist(), values, strict=True)):
-                logprobs[row, start : start + len(value)] = torch.as_tensor(value)
+            lengths = attended.sum(1).tolist()
+            for row, (start, end, value) in enumerate(zip(prompts.tolist(), lengths, values, strict=True)):
+                if len(value) != end - start:  # a missing one would read as log 1: fully tied
+                    raise ValueError(
+                        f"a row has {end - start} response tokens but {len(value)} generator log-probabilities; they "
+                        "belong to other data: compute them again"
+                    )
+                logprobs[row, start:end] = torch.as_tensor(value)
             output["token_probs"] = logprobs.exp() * output["response_mask"]
         return output
 
@@ -145,9 +160,14 @@ class DataCollatorForConsistency(DataCollatorForPreference):
 class ICRMTrainer(RewardTrainer):
     """A drop-in for `trl.RewardTrainer` with intra-trajectory consistency.
 
-    Everything of TRL's keeps working (dataset formats, PEFT, accelerate, resume, callbacks, metrics). With both of our
-    terms off it is TRL's trainer, tokenisation included, except that the head is always trained and saved with an
-    adapter. With a term on, rows are tokenised by `preferences.tokenize_pairs`, which knows where the response starts.
+    Arguments, PEFT, accelerate, resume, callbacks and metrics are TRL's. With both of our terms off it *is* TRL's
+    trainer, tokenisation included, except that an adapter always trains and saves the head. With a term on:
+
+    - rows are tokenised by `preferences.tokenize_pairs`, which knows where the response starts: prompts and responses
+      as strings (put through the chat template) or conversations, implicit prompts as conversations; `tools` and
+      `chat_template_kwargs` are not used; a streaming data set must be tokenised already;
+    - the tokenizer is changed in place by `tokenization.prepare_tokenizer` (padding token, end of the chat template);
+    - `eval_loss` holds A / S with the S of the moment: compare checkpoints by `eval_bt_loss` or `eval_accuracy`.
 
     Args:
         add_logprobs: called as `add_logprobs(dataset, tokenizer)` on a tokenised dataset that lacks the columns
@@ -166,9 +186,11 @@ class ICRMTrainer(RewardTrainer):
         self,
         model: str | PreTrainedModel | PeftModel,
         args: ICRMConfig | None = None,
-        *,
-        processing_class: PreTrainedTokenizerBase | None = None,
         data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         add_logprobs: Callable[[Dataset, PreTrainedTokenizerBase], Dataset] | None = None,
@@ -176,10 +198,12 @@ class ICRMTrainer(RewardTrainer):
         **kwargs: Any,
     ):
         args = args or ICRMConfig(output_dir="icrm")
+        if not isinstance(args, ICRMConfig):
+            raise TypeError(f"args must be an ICRMConfig, got {type(args).__name__}; it takes the same arguments")
         self.add_logprobs = add_logprobs
         self.scale = ConsistencyScale(args.scale_decay, args.scale_start)
         if args.needs_tokens:
-            processing_class = prepare_tokenizer(processing_class or _tokenizer_of(model, args))
+            processing_class = _prepared(processing_class or _tokenizer_of(model, args), args)
             data_collator = data_collator or DataCollatorForConsistency(
                 pad_token_id=processing_class.pad_token_id,
                 pad_to_multiple_of=args.pad_to_multiple_of,
@@ -189,21 +213,31 @@ class ICRMTrainer(RewardTrainer):
             model,
             args,
             data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=_with_head(peft_config),
             callbacks=[*(callbacks or []), self.scale],
             **kwargs,
         )
+        if not any(weight.requires_grad for weight in reward_head(self.model).parameters()):
+            raise ValueError(
+                "the reward head is frozen, and it is random; wrap the model with modules_to_save=['score'], or pass "
+                "peft_config= and let the trainer wrap it"
+            )
         self.lm_head = self._find_lm_head(lm_head) if args.sft_weight > 0 else None
 
     def _find_lm_head(self, given: torch.Tensor | None) -> torch.Tensor | None:
-        # None stands for tied embeddings, which are read anew at every step (they may be trained or sharded).
+        # None stands for tied embeddings that stay as they are: no copy. Trained ones are copied before they move.
         model = without_adapter(self.model)
-        refuse_capped_logits(model.config)
+        refuse_transformed_logits(model.config)
+        embeddings = model.get_input_embeddings().weight
         if given is None and model.config.get_text_config().tie_word_embeddings:
-            return None
-        head = given if given is not None else load_lm_head(model.config._name_or_path)
-        return head.detach().to(self.accelerator.device)
+            return embeddings.detach().clone() if embeddings.requires_grad else None
+        if given is None:
+            revision = (self.args.model_init_kwargs or {}).get("revision")
+            given = load_lm_head(model.config._name_or_path, revision=revision)
+        return given.detach().to(self.accelerator.device)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -221,7 +255,8 @@ class ICRMTrainer(RewardTrainer):
                         f"the {dataset_name} dataset has no columns {' and '.join(LOGPROB_COLUMNS)}; add them with "
                         "generator.cached_logprobs, pass add_logprobs=, or set weighting='uniform'"
                     )
-                dataset = self.add_logprobs(dataset, processing_class)
+                with global_then_local_main_first():  # one process computes, the others read its cache
+                    dataset = self.add_logprobs(dataset, processing_class)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(dataset, Dataset) and len(prepared) < len(dataset):
             dropped = len(dataset) - len(prepared)
@@ -234,6 +269,8 @@ class ICRMTrainer(RewardTrainer):
                 f"the {dataset_name} dataset streams and is not tokenised; tokenise it with preferences.tokenize_pairs"
             )
         rows, refused = preference_rows(dataset)
+        if "margin" in rows.column_names and "margin" not in dataset.column_names:
+            rows = rows.remove_columns("margin")  # derived from ratings: TRL would not have subtracted it
         tokenized, too_long = tokenize_pairs(rows, processing_class, max_length=args.max_length)
         for report in (refused, too_long):
             if report.refused:
@@ -286,6 +323,7 @@ class ICRMTrainer(RewardTrainer):
         head = self.lm_head
         if head is None:
             head = without_adapter(self.model).get_input_embeddings().weight.detach()
+        head = head.to(hidden.dtype)
         losses = []
         for row in range(mask.shape[0] // 2):  # one call a response: the op's own mean is what the formula wants
             predicted = mask[row, 1:]
@@ -318,27 +356,44 @@ def _with_head(peft_config: PeftConfig | None) -> PeftConfig | None:
     return dataclasses.replace(peft_config, modules_to_save=[*(peft_config.modules_to_save or []), "score"])
 
 
+def _prepared(tokenizer: PreTrainedTokenizerBase, args: ICRMConfig) -> PreTrainedTokenizerBase:
+    # TRL applies these two after the collator is built; here the collator and the model must agree on the padding.
+    if args.eos_token is not None:
+        tokenizer.eos_token = args.eos_token
+    if args.pad_token is not None:
+        tokenizer.pad_token = args.pad_token
+    tokenizer = prepare_tokenizer(tokenizer)
+    if args.pad_token not in (None, tokenizer.pad_token):
+        raise ValueError(
+            f"pad_token={args.pad_token!r} closes a turn, so the reward would be read one token too early; leave "
+            f"pad_token out ({tokenizer.pad_token!r} is taken) or name another"
+        )
+    return tokenizer
+
+
 def _tokenizer_of(model: str | PreTrainedModel, args: ICRMConfig) -> PreTrainedTokenizerBase:
     name = model if isinstance(model, str) else model.config._name_or_path
     revision = (args.model_init_kwargs or {}).get("revision")
     return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
-def load_lm_head(path: str) -> torch.Tensor:
+def load_lm_head(path: str, *, revision: str | None = None) -> torch.Tensor:
     """Read `lm_head.weight` of a causal checkpoint without loading the rest. Shape: (V, H).
 
     Args:
         path: local directory or hub id.
+        revision: of the hub id.
 
     Raises:
         ValueError: the checkpoint has no such tensor in safetensors files.
     """
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    index = cached_file(path, "model.safetensors.index.json", **optional)
-    name = "model.safetensors"
-    if index:
-        name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", name)
-    file = cached_file(path, name, **optional)
+    optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    name, file = "model.safetensors", None
+    if path:  # a model built from a configuration has no name
+        index = cached_file(path, "model.safetensors.index.json", **optional)
+        if index:
+            name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", name)
+        file = cached_file(path, name, **optional)
     if file:
         with safe_open(file, framework="pt") as tensors:
             if "lm_head.weight" in tensors.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
@@ -378,6 +433,7 @@ def train_reward_model(
     seed: int,
     eval_dataset: Dataset | None = None,
     max_length: int | None = None,
+    bf16: bool | None = None,
 ) -> ICRMTrainer:
     """Train one reward model with LoRA; the log goes to `log.jsonl` in `folder` as it happens.
 
@@ -390,12 +446,14 @@ def train_reward_model(
         seed: of head, LoRA and data order.
         eval_dataset: evaluated after every epoch when given.
         max_length: tokens; None where the data were cut when they were tokenised.
+        bf16: frozen weights and arithmetic in bfloat16; on a GPU if None.
 
     Returns:
         the finished trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = runtime.device() == "cuda"
+    bf16 = on_gpu if bf16 is None else bf16
     args = ICRMConfig(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -406,9 +464,9 @@ def train_reward_model(
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
         max_length=max_length,
-        bf16=on_gpu,
+        bf16=bf16,
         use_cpu=not on_gpu,
-        model_init_kwargs={"dtype": "bfloat16" if on_gpu else "float32", "use_safetensors": True},
+        model_init_kwargs={"dtype": "bfloat16" if bf16 else "float32", "use_safetensors": True},
         gradient_checkpointing=settings.gradient_checkpointing,
         eval_strategy="no" if eval_dataset is None else "epoch",
         save_strategy="no",
@@ -432,5 +490,8 @@ def train_reward_model(
         callbacks=[LogFile(folder / "log.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
+    for weight in reward_head(trainer.model).parameters():
+        if weight.requires_grad:  # PEFT keeps LoRA in float32 but copies the head in bfloat16, where small steps vanish
+            weight.data = weight.data.float()
     trainer.train()
     return trainer

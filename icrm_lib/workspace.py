@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,23 @@ from icrm_lib.profiles import Profile, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer
-from icrm_lib.training import method_settings, train_reward_model
+from icrm_lib.training import method_settings, reads_generator, train_reward_model
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
+LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
+# The modules whose code decides an artefact; a change in one of them makes it anew.
+_DATA = ("testbed", "testbed_words", "preferences", "tokenization", "workspace")
+MAKERS = {
+    "pairs": ("testbed", "testbed_words"),
+    "tokenizer": ("base_model", "tokenization"),
+    "base_model": (*_DATA, "base_model"),
+    "generator": (*_DATA, "base_model", "generator"),
+    "logprobs": (*_DATA, "base_model", "generator"),
+    "reward_model": (*_DATA, "base_model", "generator", "objectives", "reward_model", "training"),
+}
 GENERATOR_KINDS = ("fitted", "base", "exact")
 
 
@@ -70,6 +81,7 @@ class Workspace:
             base_model=replace(profile.base_model, name=str(base_model or profile.base_model.name)),
         )
         self.seed = seed
+        self.replaced_data = str(preferences) not in ("", profile.data.preferences)
         self.folder = Path(folder or runtime.project_root() / "runs" / profile.name / "artefacts")
         if self.profile.base_model.name == "testbed" and not self.on_testbed:
             raise ValueError(
@@ -110,6 +122,12 @@ class Workspace:
         source = runtime.resolve_path(data.preferences) if _is_file(data.preferences) else data.preferences
         dataset, report = load_preferences(source)
         self.reports.append(report)
+        prompts = len(set(dataset["prompt_id"]))
+        if prompts < LEAST_PROMPTS:
+            raise ValueError(
+                f"{data.preferences} has {prompts} distinct prompts; training, validation and test share none, so at "
+                f"least {LEAST_PROMPTS} are needed: add rows with other prompts"
+            )
         parts = split_by_prompt(dataset, FRACTIONS, self.seed)
         shuffled = (part.shuffle(seed=self.seed) for part in parts)
         capped = (part.select(range(min(limit, len(part)))) for part, limit in zip(shuffled, limits, strict=True))
@@ -135,7 +153,14 @@ class Workspace:
         """Directory or hub id of the base causal language model; "testbed" and "scratch" are trained here."""
         settings = self.profile.base_model
         if settings.name not in ("testbed", "scratch"):
-            return str(runtime.resolve_path(settings.name)) if _is_folder(settings.name) else settings.name
+            if _is_folder(settings.name):
+                return str(runtime.resolve_path(settings.name))
+            if settings.name.startswith((".", "/", "~")) or settings.name.count("/") > 1:
+                raise ValueError(
+                    f"no base model directory {settings.name!r} (a relative path starts at the project's folder); "
+                    "correct the path, or give 'testbed', 'scratch' or a hub id"
+                )
+            return settings.name
         key = {"settings": asdict(settings), "seed": self.seed, "max_length": self.profile.data.max_length}
         if settings.name == "testbed":
             key["language"] = self.language.config()
@@ -253,9 +278,8 @@ class Workspace:
         exact = settings.kind == "exact"
         key = {"generator": self.language.config() if exact else model_fingerprint(self.generator)}
         key["temperature"] = 1.0 if exact else settings.temperature
-        place = {"split": split, "seed": self.seed, "data": self.profile.config()["data"]}
-        folder = self._path("logprobs", key | place)
-        return cached_logprobs(pairs, self._exact if exact else self._generator_scorer, folder, key)
+        key["made_with"] = made_with("logprobs")
+        return cached_logprobs(pairs, self._exact if exact else self._generator_scorer, self.folder, key)
 
     def _generator_scorer(self) -> Scorer:
         model = load_causal_lm(self.generator)
@@ -273,7 +297,7 @@ class Workspace:
     def reward_model_folder(self, method: str, seed: int = 0) -> Path:
         """Return its directory: the merged model and `log.jsonl`, the training log."""
         settings = method_settings(self.profile.reward_model, method)
-        needs_generator = settings.consistency_weight > 0 and settings.weighting != "uniform"
+        needs_generator = reads_generator(settings)
         train = self.tokenized["train"]
         key = {
             "base_model": model_fingerprint(self.base_model),
@@ -291,6 +315,23 @@ class Workspace:
 
         return self._artefact("reward_model", key, make)
 
+    # Records -------------------------------------------------------------------------------------------------------
+
+    def write_record(self, noun: str, metrics: dict) -> Path:
+        """Write `results/<profile>/<noun>.json`, or `<noun>-<file>.json` for data that are not the profile's own.
+
+        Args:
+            noun: the stage.
+            metrics: JSON-able results, by seed where there are seeds.
+        """
+        config = {**self.profile.config(), "seed": self.seed}
+        source = self.profile.data.preferences
+        if self.replaced_data:
+            noun = f"{noun}-{Path(source).stem}"
+            shown = runtime.display_path(runtime.resolve_path(source)) if _is_file(source) else source
+            config["data"] = config["data"] | {"preferences": shown}
+        return records.write_record(noun, self.profile.name, config, metrics)
+
     # ---------------------------------------------------------------------------------------------------------------
 
     def _path(self, noun: str, key: dict) -> Path:
@@ -298,6 +339,7 @@ class Workspace:
 
     def _artefact(self, noun: str, key: dict, make: Callable[[Path], None]) -> Path:
         """Return the folder of an artefact; `make` fills it when it is missing or not whole."""
+        key = key | {"made_with": made_with(noun)}
         path = self._path(noun, key)
         if records.is_whole(path, key):
             logger.info("reusing %s", runtime.display_path(path))
@@ -306,6 +348,14 @@ class Workspace:
         with records.whole_folder(path, key) as folder:
             make(folder)
         return path
+
+
+@cache
+def made_with(noun: str) -> dict:
+    """Return what an artefact depends on beside its settings: versions, kind of device, and the code that makes it."""
+    folder = Path(__file__).parent
+    code = {name: records.file_checksum(folder / f"{name}.py") for name in MAKERS[noun]}
+    return {"versions": runtime.versions(), "device": runtime.device(), "code": records.fingerprint(code)}
 
 
 def _is_file(source: str) -> bool:

@@ -18,7 +18,7 @@ from icrm_lib.base_model import (
     LanguageModelTrainer,
     decoder_states,
     load_causal_lm,
-    refuse_capped_logits,
+    refuse_transformed_logits,
     scratch_tokenizer,
     small_llama,
     token_nll,
@@ -347,8 +347,8 @@ def test_capped_logits_are_refused_before_training(scratch, tmp_path):
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
     config = Gemma2Config(vocab_size=60, num_attention_heads=2, num_key_value_heads=1, **size)
     assert config.final_logit_softcapping
-    with pytest.raises(ValueError, match="gemma2 caps its logits .*sft_weight 0"):
+    with pytest.raises(ValueError, match="gemma2 transforms its logits .*sft_weight 0"):
         trainer_of(Gemma2ForCausalLM(config), tmp_path)
     config.final_logit_softcapping = None
-    refuse_capped_logits(config)
-    refuse_capped_logits(small_llama(scratch, **SIZE, seed=0).config)
+    refuse_transformed_logits(config)
+    refuse_transformed_logits(small_llama(scratch, **SIZE, seed=0).config)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from icrm_lib import generator, records
-from icrm_lib.base_model import load_causal_lm, pad_rows
+from icrm_lib.base_model import load_causal_lm, pad_rows, refuse_transformed_logits
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -59,6 +59,27 @@ def test_capped_logits_are_capped():
     torch.testing.assert_close(got.double(), plain_logprobs(model, ids), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scaling", ["granite", "cohere"])
+def test_scaled_logits_are_scaled(scaling):
+    from transformers import CohereConfig, CohereForCausalLM, GraniteConfig, GraniteForCausalLM
+
+    size = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    size |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    if scaling == "granite":
+        model = GraniteForCausalLM(GraniteConfig(**size, logits_scaling=8.0)).eval()
+    else:
+        model = CohereForCausalLM(CohereConfig(**size, logit_scale=0.0625)).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    ids = torch.randint(3, 60, (12,)).tolist()
+    batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, 12, dtype=torch.long)}
+    got = generator.token_logprobs(model, batch)[0, 1:]
+    torch.testing.assert_close(got.double(), plain_logprobs(model, ids), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="logit"):
+        refuse_transformed_logits(model.config)
+
+
 def test_temperature_must_be_positive(model):
     batch = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
     with pytest.raises(ValueError, match="temperature"):
@@ -105,7 +126,7 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
     make, calls = counting(generator.model_scorer(model, 0))
     folder, key, data = tmp_path / "cache", {"generator": "a"}, pairs
     want = generator.cached_logprobs(data, make, folder, key)["chosen_logprobs"][:]
-    file = folder / generator.CACHE_FILE
+    (file,) = folder.glob(f"*/{generator.CACHE_FILE}")
     content = file.read_bytes()
     if fault == "truncated":
         file.write_bytes(content[:-100])
@@ -115,7 +136,7 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
     elif fault == "missing":
         file.unlink()
     elif fault == "no manifest":
-        (folder / records.MANIFEST).unlink()
+        (file.parent / records.MANIFEST).unlink()
     elif fault == "other key":
         key = {"generator": "b"}
     elif fault == "other data":
@@ -135,7 +156,7 @@ def test_a_pass_that_dies_leaves_no_cache(pairs, tmp_path):
 
     with pytest.raises(RuntimeError):
         generator.cached_logprobs(pairs, broken, tmp_path / "cache", {})
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_fit_lowers_the_length_normalised_loss_of_both_sides(base_model, pairs, tmp_path):

@@ -36,8 +36,8 @@ def test_every_profile_loads_and_is_json(name):
 
 
 def test_values_are_read_and_the_rest_keeps_its_defaults(write):
-    profile = write("data:\n  train_pairs: 7\nreward_model:\n  margin: true\nseeds: 2\n")
-    assert profile.name == "mine" and profile.data.train_pairs == 7 and profile.seeds == 2
+    profile = write("data:\n  train_pairs: 7\nreward_model:\n  margin: true\n")
+    assert profile.name == "mine" and profile.data.train_pairs == 7 and profile.reward_model.margin
     assert profile.reward_model.margin is True
     assert profile.generator == profiles.GeneratorSettings()
     assert write("# nothing but a comment\n") == Profile("mine")

@@ -102,6 +102,28 @@ def test_adapters_are_merged_or_kept(base_model, tokenizer, conversations, tmp_p
     assert size["adapter"] < size["merged"]
 
 
+def test_scores_of_token_ids_are_those_of_the_conversations(reward_model, conversations, tokenizer):
+    rows = [tokenizer.apply_chat_template(c, return_dict=False) for c in conversations]
+    scores = reward_model.score(conversations)
+    np.testing.assert_allclose(reward_model.score_tokens(rows, batch_size=4), scores, atol=1e-5)
+    tokens = [reward_model.token_rewards(c) for c in conversations]
+    starts = [len(row) - len(part) for row, part in zip(rows, tokens, strict=True)]
+    for got, part in zip(reward_model.token_scores(rows, starts, batch_size=5), tokens, strict=True):
+        np.testing.assert_allclose(got, [t.reward for t in part], atol=1e-5)
+
+
+def test_a_model_without_padding_token_gets_the_tokenizers(base_model, tokenizer, conversations):
+    """Otherwise plain transformers would refuse batches, or read the reward at another token."""
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    model.config.pad_token_id = None
+    scores = RewardModel(model, tokenizer).score(conversations, batch_size=4)
+    texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    with torch.no_grad():
+        plain = model(**batch).logits[:, 0].numpy()
+    np.testing.assert_allclose(plain, scores, atol=1e-5)
+
+
 def test_wrong_models_are_refused(base_model, tokenizer, reward_model, tmp_path):
     two = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=2)
     with pytest.raises(ValueError, match="num_labels=1"):

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from icrm_lib.objectives import bradley_terry_loss, consistency_terms
@@ -294,6 +294,74 @@ def test_uniform_weighting_needs_no_generator_and_differs(base_model, tokenizer,
     assert losses(trainer) != losses(weighted)
 
 
+def test_ratings_become_a_margin_only_where_trl_would_see_one(base_model, tokenizer, language, tmp_path):
+    """Columns that look like ratings must not change the Bradley-Terry term: TRL subtracts a column `margin` alone."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": language.prompts[i]}],
+            "chosen": [{"role": "assistant", "content": f"good answer {i}"}],
+            "rejected": [{"role": "assistant", "content": f"bad reply number {i}"}],
+            "score_chosen": 9.0,
+            "score_rejected": 2.0,
+        }
+        for i in range(4)
+    ]
+    rated = make(base_model, tokenizer, Dataset.from_list(rows), tmp_path, weighting="uniform")
+    assert "margin" not in rated.train_dataset.column_names
+    asked = [{**row, "margin": 7.0} for row in rows]
+    given = make(base_model, tokenizer, Dataset.from_list(asked), tmp_path, weighting="uniform")
+    assert given.train_dataset["margin"][:] == [7.0] * 4
+
+
+def test_padding_token_of_the_arguments_is_used_everywhere_or_refused(base_model, tokenizer, pairs, tmp_path):
+    saved = AutoTokenizer.from_pretrained(base_model)
+    trainer = make(base_model, saved, pairs, tmp_path, weighting="uniform", pad_token="<unk>")
+    unknown = tokenizer.convert_tokens_to_ids("<unk>")
+    assert trainer.data_collator.pad_token_id == trainer.model.config.pad_token_id == unknown
+    again = AutoTokenizer.from_pretrained(base_model)
+    with pytest.raises(ValueError, match="closes a turn"):
+        make(base_model, again, pairs, tmp_path, weighting="uniform", pad_token="<eos>")
+
+
+def test_log_probabilities_of_other_data_are_refused(base_model, tokenizer, pairs_with_logprobs, tmp_path):
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path)
+    row = dict(pairs_with_logprobs[0])
+    row["chosen_logprobs"] = row["chosen_logprobs"][:-1]
+    with pytest.raises(ValueError, match="belong to other data"):
+        trainer.data_collator([row, pairs_with_logprobs[1]])
+
+
+def test_a_frozen_head_and_a_plain_config_are_refused(base_model, tokenizer, pairs_with_logprobs, tmp_path):
+    plain = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    frozen = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"]))
+    arguments = {"train_dataset": pairs_with_logprobs, "processing_class": tokenizer}
+    with pytest.raises(ValueError, match="modules_to_save"):
+        ICRMTrainer(frozen, ICRMConfig(output_dir=str(tmp_path), **SMALL), **arguments)
+    with pytest.raises(TypeError, match="ICRMConfig"):
+        ICRMTrainer(str(base_model), RewardConfig(output_dir=str(tmp_path), **SMALL), **arguments)
+
+
+def test_training_again_starts_the_scale_afresh(base_model, tokenizer, pairs_with_logprobs, tmp_path):
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path, max_steps=2, learning_rate=0.0)
+    trainer.train()
+    first = trainer.scale.value.item()
+    trainer.train()
+    assert trainer.scale.value.item() == pytest.approx(first, rel=1e-5)  # the model did not move, so W is the same
+
+
+def test_the_head_trains_in_float32(base_model, tokenizer, pairs_with_logprobs, tmp_path, monkeypatch):
+    """Adapters are float32 anyway; a bfloat16 head would lose steps smaller than its rounding."""
+    settings = RewardModelSettings(lora_rank=2, lora_alpha=4, epochs=1, batch_size=24)
+    half = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.bfloat16)
+    monkeypatch.setattr("trl.trainer.reward_trainer.create_model_from_path", lambda *args, **kwargs: half)
+    trained = train_reward_model(
+        base_model, tokenizer, pairs_with_logprobs, settings, folder=tmp_path, seed=0, max_length=None, bf16=True
+    )
+    dtypes = {value.dtype for value in trained.model.parameters() if value.requires_grad}
+    assert dtypes == {torch.float32}
+    assert next(trained.model.get_base_model().model.parameters()).dtype == torch.bfloat16
+
+
 def test_untied_lm_head_is_read_from_the_checkpoint(tokenizer, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -314,6 +382,9 @@ def test_untied_lm_head_is_read_from_the_checkpoint(tokenizer, tmp_path):
         ({"consistency_weight": 1.0}, "consistency_weight"),
         ({"consistency_weight": -0.1}, "consistency_weight"),
         ({"sft_weight": -1.0}, "sft_weight"),
+        ({"weighting": "unifrom"}, "uniform"),
+        ({"form": "mutual"}, "mutual_bce"),
+        ({"centering": "respones"}, "response"),
         ({"scale_decay": 1.0}, "scale_decay"),
         ({"scale_start": 0.0}, "scale_start"),
     ],

@@ -153,14 +153,14 @@ def test_a_cut_artefact_is_made_again(copied, calls):
         ({"base_model": {"steps": 4}}, NOUNS - {"pairs"}),
         ({"data": {"train_pairs": 25}}, NOUNS - {"base_model"}),
         ({"language": {"preference_noise": 0.0}}, NOUNS),
-        ({"seeds": 5}, set()),
+        ({"generator": {"kind": "base", "temperature": 0.7}}, {"logprobs", "reward_model"}),
+        ({"data": {"max_length": 200}}, {"base_model", "generator", "logprobs", "reward_model"}),
     ],
 )
 def test_a_changed_setting_makes_new_folders_for_what_depends_on_it(copied, sections, new):
     before = contents(copied)
     names = folders(copied)
-    profile = replace(MICRO, **sections) if "seeds" in sections else micro(**sections)
-    Workspace(profile, folder=copied).reward_model_folder("icrm")
+    Workspace(micro(**sections), folder=copied).reward_model_folder("icrm")
     assert nouns(folders(copied) - names) == new
     assert before.items() <= contents(copied).items()  # the old ones lie there untouched
 
