@@ -20,6 +20,7 @@ from icrm_lib.base_model import (
     decoder_states,
     load_causal_lm,
     logit_transforms,
+    pad_rows,
     train_language_model,
     without_adapter,
 )
@@ -92,15 +93,14 @@ def model_scorer(
         results: list[np.ndarray] = [np.empty(0)] * len(rows)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
         for members in _batches(order, [len(ids) for ids, _ in rows], tokens_per_batch):
-            lengths = torch.tensor([len(rows[i][0]) for i in members])
-            ids = torch.full((len(members), int(lengths.max())), pad_token_id)
-            for position, i in enumerate(members):
-                ids[position, : lengths[position]] = torch.as_tensor(rows[i][0])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+            ids = [rows[i][0] for i in members]
+            batch = {
+                "input_ids": pad_rows(ids, pad_token_id, torch.long).to(model.device),
+                "attention_mask": pad_rows([[1] * len(row) for row in ids], 0, torch.long).to(model.device),
+            }
             values = token_logprobs(model, batch, temperature=temperature).cpu().numpy()
             for position, i in enumerate(members):
-                results[i] = values[position, rows[i][1] : lengths[position]]
+                results[i] = values[position, rows[i][1] : len(rows[i][0])]
         return results
 
     return score

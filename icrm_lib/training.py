@@ -305,15 +305,15 @@ class ICRMTrainer(RewardTrainer):
             form=self.args.form,
             weighting=self.args.weighting,
         )
-        count = (mask[:, 1:] & mask[:, :-1]).sum().to(scale.dtype)
+        adjacent = mask[:, 1:] & mask[:, :-1]
+        count = adjacent.sum().to(scale.dtype)
         sums = self.accelerator.reduce(torch.stack([scale * count, count]), "sum")
         if self.model.training:
             self.scale.update(sums[0] / sums[1].clamp(min=1))
         # DDP averages gradients over processes; this weight turns that into the mean over all their tokens.
         share = count * self.accelerator.num_processes / sums[1].clamp(min=1)
         normalised = term * share / self.scale.value.to(scale.device)
-        pairs = mask[:, 1:] & mask[:, :-1]
-        metrics["generator_probability"] = (token_probs[:, 1:] * pairs).sum() / count.clamp(min=1)
+        metrics["generator_probability"] = (token_probs[:, 1:] * adjacent).sum() / count.clamp(min=1)
         metrics["consistency_loss"] = normalised
         metrics["consistency_scale"] = self.scale.value.to(scale.device)
         return normalised
