@@ -4,7 +4,9 @@
 
 Each method runs in a process of its own, so that its peak memory is its own: resident memory at the highest, less what
 the process held before the first step. The model has random weights, the batches random tokens. Prints one JSON record
-and writes it to `results/bench/method_cost.json`. The generator's pass is not in a step: its answers are cached.
+and writes it to `results/bench/method_cost.json`. The generator is not in a step, its answers are cached: its own rows
+are a step of its fit and its pass, over as many pairs. A method's whole cost is its steps, and where it reads the
+generator one pass over the pairs and the generator's steps once.
 """
 
 import argparse
@@ -31,8 +33,9 @@ from datasets import Dataset  # noqa: E402
 from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from icrm_lib.generator import fit_generator, model_scorer  # noqa: E402
 from icrm_lib.methods import METHODS, method_settings, train_reward_model  # noqa: E402
-from icrm_lib.profiles import RewardModelSettings  # noqa: E402
+from icrm_lib.profiles import GeneratorSettings, RewardModelSettings  # noqa: E402
 from icrm_lib.testbed import Language  # noqa: E402
 
 
@@ -51,15 +54,7 @@ def random_pairs(args: argparse.Namespace) -> Dataset:
     return Dataset.from_dict(columns)
 
 
-def cost(method: str, args: argparse.Namespace) -> dict[str, float]:
-    """Train one method for a few steps; seconds a step (median, without the first two) and peak memory."""
-    torch.manual_seed(0)
-    settings = method_settings(
-        RewardModelSettings(lora_rank=32, lora_alpha=64, batch_size=args.pairs, epochs=1), method
-    )
-    data = random_pairs(args)
-    if not settings.margin:
-        data = data.remove_columns("margin")
+def small_model(args: argparse.Namespace) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=args.vocabulary,
         hidden_size=args.hidden,
@@ -69,13 +64,48 @@ def cost(method: str, args: argparse.Namespace) -> dict[str, float]:
         max_position_embeddings=args.length,
         tie_word_embeddings=True,
     )
+    return LlamaForCausalLM(config)
+
+
+def cost(method: str, args: argparse.Namespace) -> dict[str, float]:
+    """Train one method for a few steps; seconds a step (median, without the first two) and peak memory."""
+    torch.manual_seed(0)
+    settings = method_settings(
+        RewardModelSettings(lora_rank=32, lora_alpha=64, batch_size=args.pairs, epochs=1), method
+    )
+    data = random_pairs(args)
+    if not settings.margin:
+        data = data.remove_columns("margin")
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
+        small_model(args).save_pretrained(folder)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         stamps: list[float] = []
         log = Path(folder) / "run"
         with stamped(stamps):
             train_reward_model(folder, Language().tokenizer, data, replace(settings, mlp_size=1024), folder=log, seed=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": float(np.median(np.diff(stamps)[1:])), "peak_mib": (peak - before) / 1024}
+
+
+def generator_cost(part: str, args: argparse.Namespace) -> dict[str, float]:
+    """One part of the generator, "fit" or "pass": seconds for as many pairs as a step has, and peak memory."""
+    torch.manual_seed(0)
+    data, settings = random_pairs(args), GeneratorSettings(lora_rank=32, lora_alpha=64, batch_size=args.pairs)
+    stamps: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = small_model(args)
+        model.save_pretrained(folder)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if part == "fit":
+            with stamped(stamps):
+                fit_generator(folder, data, settings, Path(folder) / "run", seed=0)
+        else:
+            score = model_scorer(model.eval(), 0, tokens_per_batch=2 * args.pairs * args.length)
+            sides = [zip(data[f"{side}_ids"], data["prompt_length"], strict=True) for side in ("chosen", "rejected")]
+            rows = [row for both in zip(*sides, strict=True) for row in both]
+            for start in range(0, len(rows), 2 * args.pairs):
+                score(rows[start : start + 2 * args.pairs])
+                stamps.append(time.perf_counter())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"seconds": float(np.median(np.diff(stamps)[1:])), "peak_mib": (peak - before) / 1024}
 
@@ -96,10 +126,12 @@ def main() -> None:
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
+    jobs = {method: (cost, method) for method in METHODS}
+    jobs |= {f"generator {part}": (generator_cost, part) for part in ("fit", "pass")}
     costs = {}
-    for method in METHODS:
+    for name, (measure, what) in jobs.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            costs[method] = pool.apply(cost, (method, args))
+            costs[name] = pool.apply(measure, (what, args))
     base = costs["bt"]
     table = {
         method: {

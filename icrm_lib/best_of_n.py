@@ -198,7 +198,7 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
         ValueError: no usable row.
     """
     rows, refused = [], []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -123,7 +123,7 @@ def _read_samples(path: Path, key: dict[str, Any]) -> dict[str, list[Response]]:
         logger.warning("%s: the last line is half-written; it is drawn again", runtime.display_path(path))
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    lines = [json.loads(line) for line in whole.splitlines()]  # bytes: no break at U+2028 in a response
     if not lines:
         return {}
     if lines[0].get("settings") != key:
