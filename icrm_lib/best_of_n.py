@@ -1,16 +1,24 @@
-"""Best-of-N: what the pick of a reward model is worth, and how early the losers can be stopped."""
+"""Best-of-N: what the pick of a reward model is worth, exactly over all subsets; on the testbed by its gold score."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
+from icrm_lib.base_model import load_causal_lm
+from icrm_lib.early_rejection import choose_schedule, early_rejection, schedules, try_schedules
+from icrm_lib.generator import model_fingerprint
+from icrm_lib.measures import TokenScorer
 from icrm_lib.pair_accuracy import Estimate
+from icrm_lib.records import fingerprint
+from icrm_lib.sampling import SamplingSettings, sample
+from icrm_lib.tokenization import tokenize_conversations
+from icrm_lib.workspace import Workspace
 
 # Exact expectations --------------------------------------------------------------------------------------------------
 
@@ -124,65 +132,6 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
     return result
 
 
-# Early rejection -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """When candidates are compared, and how many go on.
-
-    Attributes:
-        cuts: (tokens, keep) pairs: once every candidate has that many tokens (or has ended), the `keep` with the
-            highest reward so far go on. Tokens rise, keeps fall.
-    """
-
-    cuts: tuple[tuple[int, int], ...]
-
-    def __post_init__(self):
-        tokens, keeps = [t for t, _ in self.cuts], [k for _, k in self.cuts]
-        rising = all(a < b for a, b in zip(tokens, tokens[1:], strict=False))
-        falling = all(a > b for a, b in zip(keeps, keeps[1:], strict=False))
-        if not (rising and falling) or (tokens and (tokens[0] < 1 or keeps[-1] < 1)):
-            raise ValueError(
-                f"cuts {self.cuts}: tokens must rise from 1, keeps fall to 1 or more; e.g. ((15, 24), (25, 8))"
-            )
-
-
-class Rejection(NamedTuple):
-    """What early rejection did with the candidates of one prompt.
-
-    Attributes:
-        pick: index of the candidate that is chosen in the end.
-        tokens: tokens generated, those of stopped candidates included.
-        full_tokens: tokens that all candidates together would have needed.
-    """
-
-    pick: int
-    tokens: int
-    full_tokens: int
-
-
-def early_rejection(rewards: Sequence[np.ndarray], schedule: Schedule) -> Rejection:
-    """Replay a schedule on candidates whose token rewards are known to the end.
-
-    Args:
-        rewards: per candidate the reward after each of its tokens, the closing token last. Each of shape (T_i,).
-        schedule: when to compare, and how many to keep.
-
-    Returns:
-        the pick and the tokens used; with no cuts, best-of-N and all tokens.
-    """
-    lengths = np.array([len(r) for r in rewards])
-    alive, used = np.arange(len(rewards)), np.zeros(len(rewards), dtype=int)
-    for tokens, keep in schedule.cuts:
-        used[alive] = np.minimum(lengths[alive], tokens)
-        now = np.array([rewards[i][used[i] - 1] for i in alive])
-        alive = alive[np.sort(np.argsort(-now, kind="stable")[:keep])]
-    used[alive] = lengths[alive]
-    final = np.array([rewards[i][-1] for i in alive])
-    return Rejection(int(alive[final.argmax()]), int(used.sum()), int(lengths.sum()))
-
-
 # Labelled outcomes ---------------------------------------------------------------------------------------------------
 
 
@@ -223,3 +172,131 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise ValueError(f"{path} has no usable row" + (f": {refused[0]}" if refused else ""))
     return pd.DataFrame(rows), refused
+
+
+# On the testbed ------------------------------------------------------------------------------------------------------
+
+NS = (1, 2, 4, 8, 16, 32, 64)
+CANDIDATES = 128  # a prompt; expectations over subsets of them are exact
+STARTED = 32  # candidates that early rejection begins with: the pool of a prompt holds several such groups
+BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)  # shares of the tokens that all candidates would need
+CUTS_AT, KEEPS = (16, 24, 32, 40, 48), (24, 16, 8, 4)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Responses of a policy to the validation and test prompts of the testbed, with their gold scores.
+
+    Attributes:
+        rows: token ids, the candidates of a prompt one after the other.
+        starts: index of the first response token in each.
+        gold: gold score of each. Shape: (prompts, candidates).
+        lengths: response tokens, the closing one included. Shape: (prompts, candidates).
+        validation: prompts that choose schedules; the others are reported. Shape: (prompts,), bool.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    gold: np.ndarray
+    lengths: np.ndarray
+    validation: np.ndarray
+
+
+def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: int | None = None) -> Pool:
+    """Sample responses of a workspace's base model, the policy; samples are kept in `runs/` and drawn once.
+
+    Args:
+        workspace: on the testbed.
+        candidates: responses a prompt; those that `max_new_tokens` cut have no gold score and are left out, for every
+            prompt as many as for the worst one.
+        limit: prompts of each split; all when None.
+    """
+    language, tokenizer = workspace.language, workspace.tokenizer
+    _, validation, test = (split[:limit] for split in language.split_prompts())
+    prompts = [[{"role": "user", "content": text}] for text in (*validation, *test)]
+    settings = SamplingSettings(n=candidates, max_new_tokens=128)
+    key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
+    path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
+    samples = sample(load_causal_lm(workspace.base_model).eval(), tokenizer, prompts, settings, path)
+    samples = samples[samples["finished"]]
+    kept = int(samples.groupby("prompt").size().min())
+    samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
+    talks = [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
+    tokens = tokenize_conversations(tokenizer, talks)
+    return Pool(
+        rows=[row.input_ids for row in tokens],
+        starts=[row.prompt_length for row in tokens],
+        gold=np.array([language.gold_score(talk) for talk in talks], dtype=float).reshape(len(prompts), kept),
+        lengths=np.array([len(row.input_ids) - row.prompt_length for row in tokens]).reshape(len(prompts), kept),
+        validation=np.arange(len(prompts)) < len(validation),
+    )
+
+
+def measure_picks(pool: Pool, rewards: TokenScorer) -> dict[str, Any]:
+    """Measure what a reward model's picks are worth, and what it loses when it stops candidates early.
+
+    Args:
+        pool: of `sample_pool`.
+        rewards: scores tokens.
+
+    Returns:
+        `gold` and `tokens`: by N of `NS`, by test prompt, the expected gold score and length of the pick; `proxy`: by N
+        its mean reward, in standard deviations of the candidates' rewards about their mean; `curve`: mean gold for
+        every N from 1 to 64; `picks`: by test prompt the gold scores of the best of each group of 64; `pick_lengths`:
+        how the lengths of picks of 64 are distributed; `early`: see `_early`.
+    """
+    scored = rewards(pool.rows, pool.starts)
+    shape, test = pool.gold.shape, ~pool.validation
+    scores = np.array([values[-1] for values in scored]).reshape(shape)
+    gold, lengths, scores_test = pool.gold[test], pool.lengths[test], scores[test]
+    standard = (scores_test - scores_test.mean()) / max(scores_test.std(), 1e-12)
+    weights = {n: np.array([pick_weights(row, n) for row in scores_test]) for n in range(1, min(64, shape[1]) + 1)}
+    ns, largest = [n for n in NS if n in weights], max(weights)
+    groups = np.arange(shape[1] // largest * largest).reshape(-1, largest)
+    return {
+        "gold": {str(n): (weights[n] * gold).sum(1).round(4).tolist() for n in ns},
+        "tokens": {str(n): (weights[n] * lengths).sum(1).round(2).tolist() for n in ns},
+        "proxy": {str(n): float((weights[n] * standard).sum(1).mean()) for n in ns},
+        "curve": [float((w * gold).sum(1).mean()) for w in weights.values()],
+        "picks": [[row[g[s[g].argmax()]] for g in groups] for row, s in zip(gold, scores_test, strict=True)],
+        "pick_lengths": np.bincount(lengths.ravel(), weights=weights[largest].ravel() / len(gold)).round(5).tolist(),
+        "early": _early(pool, scored),
+    }
+
+
+def _early(pool: Pool, scored: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What the schedule chosen within each budget on the validation prompts does on the test prompts.
+
+    By budget: `cuts`; `share` of the tokens; and by prompt the gold score of its picks (`gold`), of the picks among all
+    candidates (`full`), their difference (`loss`), and of picks among as many whole candidates as its tokens would buy
+    (`same_tokens`). A budget below that of every schedule has no entry.
+    """
+    prompts, candidates = pool.gold.shape
+    started = min(STARTED, candidates)
+    groups = [range(g * started, (g + 1) * started) for g in range(candidates // started)]
+    by_prompt = [scored[p * candidates : (p + 1) * candidates] for p in range(prompts)]
+    validation, test = np.flatnonzero(pool.validation), np.flatnonzero(~pool.validation)
+    candidates_of = [[by_prompt[p][i] for i in group] for p in validation for group in groups]
+    worth = [pool.gold[p, list(group)] for p in validation for group in groups]
+    tried = try_schedules(candidates_of, worth, schedules(CUTS_AT, KEEPS))
+    last = np.array([values[-1] for values in scored]).reshape(prompts, candidates)
+    whole = {n: [float(pick_weights(last[p], n) @ pool.gold[p]) for p in test] for n in range(1, started + 1)}
+    results = {}
+    for budget in [b for b in BUDGETS if b >= min(one.share for one in tried)]:
+        schedule = choose_schedule(tried, budget).schedule
+        gold, full, tokens, all_tokens = [], [], 0, 0
+        for p in test:
+            runs = [early_rejection([by_prompt[p][i] for i in group], schedule) for group in groups]
+            gold.append(float(np.mean([pool.gold[p, g[run.pick]] for g, run in zip(groups, runs, strict=True)])))
+            full.append(float(np.mean([pool.gold[p, g[last[p, list(g)].argmax()]] for g in groups])))
+            tokens, all_tokens = tokens + sum(r.tokens for r in runs), all_tokens + sum(r.full_tokens for r in runs)
+        share = tokens / all_tokens
+        results[f"{budget:.0%}"] = {
+            "cuts": [list(cut) for cut in schedule.cuts],
+            "share": float(share),
+            "gold": gold,
+            "full": full,
+            "loss": [a - b for a, b in zip(full, gold, strict=True)],
+            "same_tokens": whole[max(1, round(share * started))],
+        }
+    return results

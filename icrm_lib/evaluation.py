@@ -1,7 +1,6 @@
 """Test sets on which the truth is known, and all that is measured of a reward model on them."""
 
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from icrm_lib.measures import (
+    TokenScorer,
     TokenTruth,
     agreement_by_response,
     calibration,
@@ -26,8 +26,6 @@ from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
 from icrm_lib.workspace import Workspace
 
-# Rewards of all response tokens: token ids, index of the first response token -> one array a row.
-TokenScorer = Callable[[Sequence[list[int]], Sequence[int]], list[np.ndarray]]
 CALIBRATION_PAIRS = 200  # the map from rewards to values is fitted on them; their prompts are those of the validation
 
 

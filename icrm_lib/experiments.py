@@ -1,7 +1,8 @@
 """Methods x seeds x settings as a grid of small cells: one record a cell, and a finished cell is never run again.
 
 A cell trains one reward model on the testbed and measures it against the truth. Its record lies in
-`results/<profile>/experiments/<cell>.json`; a killed run loses at most the cells that were being computed.
+`results/<profile>/<purpose>/<cell>.json`, the purpose being what is measured: its rewards ("experiments") or what
+its picks are worth ("best_of_n"). A killed run loses at most the cells that were being computed.
 
     python -m icrm_lib.experiments --profile lab
 """
@@ -28,8 +29,10 @@ from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
 from icrm_lib.base_model import load_causal_lm
-from icrm_lib.evaluation import SHIFTS, VALIDATION, TokenScorer, every_set, measure, test_set, validate
+from icrm_lib.best_of_n import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, STARTED, Pool, measure_picks, sample_pool
+from icrm_lib.evaluation import SHIFTS, VALIDATION, every_set, measure, test_set, validate
 from icrm_lib.generator import columns, model_fingerprint, model_scorer
+from icrm_lib.measures import TokenScorer, known_truth
 from icrm_lib.methods import method_settings, train_reward_model
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
@@ -167,7 +170,13 @@ def studies() -> dict[str, list[Cell]]:
         "compute": [Cell("bt", seed, base="double") for seed in SEEDS],
         "sensitivity": [Cell(m, s, changes=(("learning_rate", rate),)) for m, rate in NEAR_BY for s in SEEDS],
         "sizes": [cell for cell in sizes if cell.pairs < max(SIZES) or cell.seed in FEW_SEEDS],
+        "best_of_n": [Cell("true_scores", 0), *(Cell(m, s) for s in MAIN_SEEDS for m in (*MAIN, "implicit"))],
     }
+
+
+def purpose_of(study: str) -> str:
+    """Return what a study measures of its models, which is also where its records lie."""
+    return study if study in ("best_of_n", "policy") else "experiments"
 
 
 def tuned_as(cell: Cell) -> str:
@@ -386,14 +395,16 @@ def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: P
 
 
 def _true_rewards(profile: Profile, method: str, rows: Sequence[list[int]], starts: Sequence[int]) -> list[np.ndarray]:
-    name = next(name for name in every_set() if test_set(profile, name).rows is rows)
-    truth = test_set(profile, name).truth
+    known = [test_set(profile, name).truth for name in every_set() if test_set(profile, name).rows is rows]
+    truth = known[0] if known else known_truth(Language(**asdict(profile.language)), rows, starts)
     if method == "true_scores":
         return [t.clause_scores for t in truth]
     return [logit(t.values.clip(1e-9, 1 - 1e-9)) for t in truth]  # as a reward is: a logit
 
 
-def run_cell(profile: Profile, cell: Cell, settings: RewardModelSettings, path: Path) -> Path:
+def run_cell(
+    profile: Profile, cell: Cell, settings: RewardModelSettings, path: Path, purpose: str = "experiments"
+) -> Path:
     """Train and measure one cell, and write its record."""
     if cell.method == WEIGHTS:
         metrics = {"weights": _compare_weights(profile, cell)}
@@ -401,12 +412,12 @@ def run_cell(profile: Profile, cell: Cell, settings: RewardModelSettings, path: 
         with tempfile.TemporaryDirectory() as folder:
             rewards, seconds = train(profile, cell, settings, Path(folder))
             begin = time.perf_counter()
-            metrics = (validate if cell.seed in TUNING_SEEDS else measure)(profile, rewards)
+            metrics = _measured(profile, cell, rewards, purpose)
         metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
     return records.write_json(
         path,
         {
-            "config": cell_config(profile, cell, settings),
+            "config": cell_config(profile, cell, settings, purpose),
             # Not part of what makes a cell finished: the same settings give another base model on another machine.
             "base_model": model_fingerprint(base_model(profile, cell.base)),
             "environment": records.environment(),
@@ -416,10 +427,29 @@ def run_cell(profile: Profile, cell: Cell, settings: RewardModelSettings, path: 
     )
 
 
-def cell_config(profile: Profile, cell: Cell, settings: RewardModelSettings) -> dict[str, Any]:
+def _measured(profile: Profile, cell: Cell, rewards: TokenScorer, purpose: str) -> dict[str, Any]:
+    if cell.seed in TUNING_SEEDS:
+        return validate(profile, rewards)
+    if purpose == "best_of_n":
+        return measure_picks(pool(profile), rewards)
+    return measure(profile, rewards)
+
+
+@cache
+def pool(profile: Profile) -> Pool:
+    """The candidates of every best-of-N cell of a profile."""
+    return sample_pool(_workspace(profile, base_model={"name": base_model(profile)}))
+
+
+def cell_config(
+    profile: Profile, cell: Cell, settings: RewardModelSettings, purpose: str = "experiments"
+) -> dict[str, Any]:
     """Return all that decides a cell's numbers, beside the code."""
     sections = {name: value for name, value in profile.config().items() if name != "reward_model"}
-    constants = {"version": VERSION, "shifts": SHIFTS, "rollouts": ROLLOUTS, "ensemble": ENSEMBLE_SIZE}
+    constants: dict[str, Any] = {"version": VERSION, "rollouts": ROLLOUTS, "ensemble": ENSEMBLE_SIZE}
+    constants |= {"shifts": SHIFTS} if purpose == "experiments" else {"purpose": purpose}
+    if purpose == "best_of_n":
+        constants |= {"candidates": CANDIDATES, "started": STARTED, "budgets": BUDGETS, "cuts": [CUTS_AT, KEEPS]}
     return _plain({"cell": asdict(cell), "settings": asdict(settings), "profile": sections, **constants})
 
 
@@ -437,9 +467,9 @@ def _plain(value: Any) -> Any:
 # The grid ------------------------------------------------------------------------------------------------------------
 
 
-def cells_folder(profile: Profile) -> Path:
+def cells_folder(profile: Profile, purpose: str = "experiments") -> Path:
     """Where the records of a profile's cells lie."""
-    return runtime.project_root() / "results" / profile.name / "experiments"
+    return runtime.project_root() / "results" / profile.name / purpose
 
 
 def is_finished(path: Path, config: dict) -> bool:
@@ -455,6 +485,7 @@ def run_grid(
     cells: Iterable[Cell],
     *,
     tuned: dict[str, dict[str, float]],
+    purpose: str = "experiments",
     folder: Path | None = None,
     workers: int | None = None,
 ) -> dict[Cell, Path]:
@@ -464,22 +495,23 @@ def run_grid(
         profile: of the grid.
         cells: what to run; one that occurs twice is run once.
         tuned: by method, the settings that tuning chose.
-        folder: where records lie; `cells_folder(profile)` when None.
+        purpose: what to measure, see `purpose_of`.
+        folder: where records lie; `cells_folder(profile, purpose)` when None.
         workers: processes; the number of cores when None. 0 runs the cells in this process.
 
     Returns:
         the record of every cell. A cell that fails is reported, the others still run, and then the first error is
         raised.
     """
-    folder = folder or cells_folder(profile)
+    folder = folder or cells_folder(profile, purpose)
     jobs = {}
     for cell in dict.fromkeys(cells):
         settings = settings_of(profile, cell, tuned)
-        jobs[cell] = (settings, folder / f"{cell.name}.json")
-    waiting = [cell for cell, (s, path) in jobs.items() if not is_finished(path, cell_config(profile, cell, s))]
+        jobs[cell] = (settings, folder / f"{cell.name}.json", purpose)
+    waiting = [c for c, (s, path, _) in jobs.items() if not is_finished(path, cell_config(profile, c, s, purpose))]
     if waiting:
         _run_all(profile, {cell: jobs[cell] for cell in waiting}, len(jobs), workers)
-    return {cell: path for cell, (_, path) in jobs.items()}
+    return {cell: path for cell, (_, path, _) in jobs.items()}
 
 
 def _run_all(profile: Profile, jobs: dict[Cell, tuple], total: int, workers: int | None) -> None:
@@ -487,6 +519,8 @@ def _run_all(profile: Profile, jobs: dict[Cell, tuple], total: int, workers: int
         wanted = {c.base for c in jobs} | {c.generator for c in jobs} | {"base"}
         if kind in wanted:
             base_model(profile, kind)
+    if any(purpose != "experiments" for _, _, purpose in jobs.values()):
+        pool(profile)  # sampled once, before several workers want it
     bar = tqdm(total=total, initial=total - len(jobs), desc="cells", unit="cell", smoothing=0.05, mininterval=1)
     workers = os.cpu_count() or 1 if workers is None else workers
     failures = []
@@ -577,8 +611,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown study {unknown[0]!r}; choose from {', '.join(grid)}")
     begin = time.monotonic()
     torch.set_num_threads(1)  # the base models are made here: with the threads of the workers, whatever the machine has
-    cells = [cell for name in chosen for cell in grid[name]]
-    run_grid(profile, cells, tuned=tune(profile, cells))
+    tuned = tune(profile, [cell for name in chosen for cell in grid[name]])
+    for purpose in dict.fromkeys(map(purpose_of, chosen)):
+        cells = [cell for name in chosen if purpose_of(name) == purpose for cell in grid[name]]
+        run_grid(profile, cells, tuned=tuned, purpose=purpose)
     print(f"{', '.join(chosen)}: finished after {(time.monotonic() - begin) / 60:.0f} min")
 
 

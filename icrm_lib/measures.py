@@ -4,7 +4,7 @@ Every measure takes one array per response, aligned with the response's tokens, 
 every last bit, so what is equal in truth must be equal in the arrays; `known_truth` takes care of that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,9 @@ GRID = 2.0**-40  # of the truth. Binary: many values are dyadic, and would lie o
 DEGENERATE = 1e-9  # a residual this small, relative to what it is a residual of, is rounding
 SLOPE_LIMIT = 50.0  # of the logistic map, per standard deviation; rewards that separate 0 from 1 have no finite slope
 THIRDS = ("early", "middle", "late")
+
+# Rewards of all response tokens: token ids, index of the first response token -> one array a row.
+TokenScorer = Callable[[Sequence[list[int]], Sequence[int]], list[np.ndarray]]
 
 
 class TokenTruth(NamedTuple):

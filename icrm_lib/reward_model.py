@@ -179,6 +179,25 @@ class RewardModel:
         """
         return self._scores(rows, starts, batch_size=batch_size, shared=None)
 
+    def score_prefixes(self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+        """Score responses that are still being written: the reward after the last token that each has so far.
+
+        Args:
+            prompt: the conversation before the responses; encoded once.
+            texts: the responses so far; "" has the reward at the end of the prompt.
+            finished: whether each is complete; if so its score is the closing token's, as in `score`.
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+        """
+        rows, shared = [], []
+        for text, whole in zip(texts, finished, strict=True):
+            row = tokenize_conversation(self.tokenizer, [*prompt, {"role": "assistant", "content": text}], offsets=True)
+            ids = row.input_ids[: len(row.input_ids) - (0 if whole else _closing_tokens(row.offsets, text))]
+            rows.append(ids)
+            shared.append(min(row.prompt_length, len(ids) - 1))
+        return self.score_tokens(rows, prompt_lengths=shared)
+
     def token_rewards(
         self, conversation: Conversation, *, max_length: int | None = None, words: bool = False
     ) -> list[TokenReward]:
@@ -250,6 +269,11 @@ class RewardModel:
         _add_older_names(Path(path))
 
 
+def _closing_tokens(offsets: Sequence[tuple[int, int]], text: str) -> int:
+    """Number of tokens behind the response's last character: what the template adds to end the turn."""
+    return sum(start == end == len(text) for start, end in offsets)
+
+
 def _add_older_names(folder: Path) -> None:
     """Say the same once more in the words of transformers 4, which most evaluation tools still pin.
 
@@ -305,7 +329,7 @@ class RewardStream:
         """
         conversation = [*self._prompt, {"role": "assistant", "content": text}]
         row = tokenize_conversation(self._tokenizer, conversation, offsets=True)
-        open_end = 0 if finished else sum(start == end == len(text) for start, end in row.offsets)
+        open_end = 0 if finished else _closing_tokens(row.offsets, text)
         ids = row.input_ids[: len(row.input_ids) - open_end]
         rewards = self._scorer.update(ids)[row.prompt_length :].tolist()
         return [

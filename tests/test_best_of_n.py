@@ -1,23 +1,28 @@
-"""Expectations against all subsets, early rejection by hand, outcomes of labelled responses."""
+"""Expectations against all subsets, outcomes of labelled responses."""
 
 import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icrm_lib.base_model import small_llama
 from icrm_lib.best_of_n import (
-    Schedule,
+    Pool,
     best_of_n_curve,
     best_of_n_kl,
-    early_rejection,
     expected_best_of_n,
     load_outcomes,
+    measure_picks,
     pick_weights,
+    sample_pool,
     win_tie_lose,
 )
+from icrm_lib.profiles import load_profile
+from icrm_lib.workspace import Workspace
 
 
 def by_all_subsets(scores, values, n):
@@ -94,36 +99,6 @@ def test_win_tie_and_lose_add_up_and_a_margin_ties():
     assert [win_tie_lose(ours, theirs, margin=0.2)[k].value for k in ("win", "tie", "lose")] == [0.25, 0.5, 0.25]
 
 
-REWARDS = [
-    np.array([0.0, 0.1, 0.9, 2.0]),  # best in the end, slow start
-    np.array([0.5, 0.6, 0.7]),
-    np.array([0.4, 0.2]),
-    np.array([0.3, 0.3, 0.3, 0.3, 0.3]),
-]
-
-
-def test_without_cuts_it_is_best_of_n():
-    assert early_rejection(REWARDS, Schedule(())) == (0, 14, 14)
-
-
-def test_the_candidates_behind_are_stopped_where_they_are():
-    # after 1 token: 0.5, 0.4, 0.3 go on, 0 is stopped after one token; after 2: 0.6 and 0.3 go on, 2 had ended
-    assert early_rejection(REWARDS, Schedule(((1, 3), (2, 2)))) == (1, 1 + 3 + 2 + 5, 14)
-    # all live after 3 tokens; an ended candidate counts with its last reward
-    assert early_rejection(REWARDS, Schedule(((3, 1),))) == (0, 4 + 3 + 2 + 3, 14)
-
-
-def test_a_schedule_that_keeps_everybody_changes_nothing_and_ties_keep_the_first():
-    assert early_rejection(REWARDS, Schedule(((2, 4),))).tokens == 14
-    assert early_rejection([np.array([1.0, 1.0])] * 3, Schedule(((1, 2),))) == (0, 5, 6)
-
-
-@pytest.mark.parametrize("cuts", [((2, 4), (2, 3)), ((1, 2), (3, 2)), ((0, 2),), ((1, 0),)])
-def test_schedules_that_make_no_sense_are_refused(cuts):
-    with pytest.raises(ValueError, match="tokens must rise from 1, keeps fall to 1"):
-        Schedule(cuts)
-
-
 def test_outcomes_are_read_and_bad_rows_named(tmp_path):
     path = tmp_path / "math.jsonl"
     rows = [
@@ -143,3 +118,76 @@ def test_outcomes_are_read_and_bad_rows_named(tmp_path):
     path.write_text("{}\n")
     with pytest.raises(ValueError, match="no usable row"):
         load_outcomes(path)
+
+
+# On the testbed
+
+
+@pytest.fixture
+def pool():
+    """Four prompts, 64 candidates; the gold score is decided by the first token, the length by the candidate."""
+    rng = np.random.default_rng(0)
+    gold, lengths = rng.integers(-3, 4, (4, 64)).astype(float), rng.integers(80, 100, (4, 64))
+    rows = [[9, *[int(g) + 3] * n] for g, n in zip(gold.ravel(), lengths.ravel(), strict=True)]
+    return Pool(rows, [1] * len(rows), gold, lengths, np.array([True, True, False, False]))
+
+
+def from_the_first_token(rows, starts):
+    return [np.array(row[start:], dtype=float) for row, start in zip(rows, starts, strict=True)]
+
+
+def test_a_perfect_reward_model_picks_the_best_and_loses_nothing_by_stopping_early(pool):
+    found = measure_picks(pool, from_the_first_token)
+    best = pool.gold[2:].max(1)
+    np.testing.assert_allclose(found["gold"]["64"], best)
+    np.testing.assert_allclose(found["gold"]["1"], pool.gold[2:].mean(1), atol=1e-4)
+    assert [len(found["curve"]), found["curve"][-1]] == [64, best.mean()] and np.all(np.diff(found["curve"]) > -1e-9)
+    assert [row[0] for row in found["picks"]] == best.tolist()
+    half = found["early"]["50%"]
+    assert half["share"] < 0.52 and half["loss"] == [0, 0]
+    assert np.all(np.array(half["same_tokens"]) <= np.array(half["full"]) + 1e-9)
+    assert sum(found["pick_lengths"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_model_that_knows_only_at_the_end_loses_by_stopping_early(pool):
+    def at_the_end(rows, starts):
+        noise = np.random.default_rng(1)
+        values = from_the_first_token(rows, starts)
+        return [np.append(noise.normal(size=len(v) - 1), v[-1]) for v in values]
+
+    found = measure_picks(pool, at_the_end)
+    assert found["gold"]["64"] == pool.gold[2:].max(1).tolist()
+    assert np.mean(found["early"]["40%"]["loss"]) > 0.2
+    assert np.mean(found["early"]["40%"]["gold"]) < np.mean(found["early"]["40%"]["full"])
+
+
+def test_a_pool_is_sampled_once_and_knows_its_gold_scores(tmp_path, monkeypatch, tokenizer, language):
+    folder = tmp_path / "policy"
+    small_llama(tokenizer, hidden_size=16, layers=1, heads=2, max_length=256, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    profile = load_profile("smoke")
+    workspace = Workspace(profile, base_model=str(folder), folder=tmp_path)
+    monkeypatch.setattr("icrm_lib.best_of_n.sample", drawn_from(language))
+    pool = sample_pool(workspace, candidates=6, limit=2)
+    assert pool.gold.shape == pool.lengths.shape == (4, 5) and pool.validation.tolist() == [True] * 2 + [False] * 2
+    texts = [tokenizer.decode(row[start:-1]) for row, start in zip(pool.rows, pool.starts, strict=True)]
+    talk = [{"role": "user", "content": language.split_prompts()[1][0]}, {"role": "assistant", "content": texts[0]}]
+    assert pool.gold[0, 0] == language.gold_score(talk)
+    assert [
+        len(row) - start for row, start in zip(pool.rows, pool.starts, strict=True)
+    ] == pool.lengths.ravel().tolist()
+
+
+def drawn_from(language):
+    """A stand-in for sampling from an untrained policy, whose responses would have no gold score."""
+
+    def draw(model, tokenizer, prompts, settings, path):
+        rng = np.random.default_rng(0)
+        rows = []
+        for i, prompt in enumerate(prompts):
+            for j, text in enumerate(language.sample_responses(prompt[0]["content"], settings.n, rng)):
+                finished = (i, j) != (1, 3)  # one was cut by the limit
+                rows.append({"prompt": i, "index": j, "response": text, "tokens": 9, "finished": finished})
+        return pd.DataFrame(rows)
+
+    return draw

@@ -256,7 +256,7 @@ def test_the_worst_case_of_an_ensemble_is_the_least_reward_of_its_members(tmp_pa
 
 
 def test_tuning_takes_the_trial_with_the_best_validation_accuracy_and_tunes_only_what_is_asked(monkeypatch, tmp_path):
-    def fake(profile, cell, settings, path):
+    def fake(profile, cell, settings, path, purpose):
         right = {0.003: 20, 0.006: 24}.get(settings.learning_rate, 0) - (settings.consistency_weight == 0.6)
         metrics = {"accuracy": {VALIDATION: {"right": [right], "count": [30]}}}
         records.write_json(path, {"config": cell_config(profile, cell, settings), "metrics": metrics})

@@ -14,7 +14,7 @@ LAYERS = [
     {"runtime", "records", "profiles"},
     {"testbed", "testbed_words", "tokenization", "objectives", "base_model", "reward_head"},
     {"preferences", "benchmark_data", "scoring", "reward_model", "value_head", "generator", "sampling"},
-    {"training", "methods", "benchmarks", "pair_accuracy", "measures"},
+    {"training", "methods", "benchmarks", "pair_accuracy", "measures", "early_rejection"},
     {"workspace"},
     {"evaluation", "best_of_n", "policy", "experiments"},
     {"evidence", "tables", "heatmaps", "figures"},
@@ -27,7 +27,7 @@ SIDEWAYS = {
     "reward_model": {"scoring"},
     "value_head": {"reward_model"},
     "methods": {"training"},
-    "experiments": {"policy", "evaluation"},
+    "experiments": {"policy", "evaluation", "best_of_n"},
 }
 LEVEL = {name: level for level, names in enumerate([*LAYERS, ENTRY_POINTS]) for name in names}
 WITHOUT_TORCH = LAYERS[6]  # records in, text or figure out

@@ -1,0 +1,130 @@
+"""Early rejection: the replay by hand, the live one against the replay, and the choice of a schedule."""
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from icrm_lib.early_rejection import (
+    Schedule,
+    choose_schedule,
+    early_rejection,
+    sample_with_early_rejection,
+    schedules,
+    try_schedules,
+)
+from icrm_lib.reward_model import RewardModel
+from icrm_lib.sampling import SamplingSettings, sample
+from icrm_lib.tokenization import tokenize_conversation
+
+REWARDS = [
+    np.array([0.0, 0.1, 0.9, 2.0]),  # best in the end, slow start
+    np.array([0.5, 0.6, 0.7]),
+    np.array([0.4, 0.2]),
+    np.array([0.3, 0.3, 0.3, 0.3, 0.3]),
+]
+
+
+def test_without_cuts_it_is_best_of_n():
+    assert early_rejection(REWARDS, Schedule(())) == (0, 14, 14)
+
+
+def test_the_candidates_behind_are_stopped_where_they_are():
+    # after 1 token: 0.5, 0.4, 0.3 go on, 0 is stopped after one token; after 2: 0.6 and 0.3 go on, 2 had ended
+    assert early_rejection(REWARDS, Schedule(((1, 3), (2, 2)))) == (1, 1 + 3 + 2 + 5, 14)
+    # all live after 3 tokens; an ended candidate counts with its last reward
+    assert early_rejection(REWARDS, Schedule(((3, 1),))) == (0, 4 + 3 + 2 + 3, 14)
+
+
+def test_a_schedule_that_keeps_everybody_changes_nothing_and_ties_keep_the_first():
+    assert early_rejection(REWARDS, Schedule(((2, 4),))).tokens == 14
+    assert early_rejection([np.array([1.0, 1.0])] * 3, Schedule(((1, 2),))) == (0, 5, 6)
+
+
+@pytest.mark.parametrize("cuts", [((2, 4), (2, 3)), ((1, 2), (3, 2)), ((0, 2),), ((1, 0),)])
+def test_schedules_that_make_no_sense_are_refused(cuts):
+    with pytest.raises(ValueError, match="tokens must rise from 1, keeps fall to 1"):
+        Schedule(cuts)
+
+
+def test_every_schedule_is_listed_once():
+    found = schedules((10, 20, 30), (8, 4), most_cuts=2)
+    assert len(found) == len(set(found)) == 3 * 2 + 3 * 1
+    assert Schedule(((10, 8), (30, 4))) in found
+
+
+def test_the_most_valuable_schedule_within_the_budget_is_chosen():
+    # Candidate 0 is worth most and starts slowly, 1 leads early; both have four tokens.
+    rewards = [[np.array([0.0, 0.6, 0.8, 2.0]), np.array([0.5, 0.5, 0.5, 0.5])]]
+    values = [np.array([1.0, 0.0])]
+    early, late = Schedule(((1, 1),)), Schedule(((2, 1),))
+    tried = try_schedules(rewards, values, [early, late])
+    assert choose_schedule(tried, 0.8) == (late, 1.0, 6 / 8)
+    assert choose_schedule(tried, 0.7) == (early, 0.0, 5 / 8)
+    with pytest.raises(ValueError, match="none of 2 schedules uses at most 50%"):
+        choose_schedule(tried, 0.5)
+
+
+@pytest.fixture(scope="module")
+def policy(base_model):
+    return AutoModelForCausalLM.from_pretrained(base_model).eval()
+
+
+@pytest.fixture(scope="module")
+def judge(base_model, tokenizer):
+    """A reward model with a head that differs from token to token."""
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    return RewardModel(model, tokenizer)
+
+
+@pytest.fixture
+def prompt(language):
+    return [{"role": "user", "content": language.prompts[3]}]
+
+
+SETTINGS = SamplingSettings(n=12, max_new_tokens=40)
+
+
+def test_without_cuts_the_live_run_is_the_best_of_the_plain_samples(policy, judge, tokenizer, prompt, tmp_path):
+    samples = sample(policy, tokenizer, [prompt], SETTINGS, tmp_path / "samples.jsonl")
+    scores = judge.score_prefixes(prompt, list(samples["response"]), list(samples["finished"]))
+    response, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, Schedule(()))
+    assert used.pick == scores.argmax() and response.text == samples["response"][used.pick]
+    assert used.tokens == samples["tokens"].sum()
+
+
+def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenizer, prompt, tmp_path):
+    samples = sample(policy, tokenizer, [prompt], SETTINGS, tmp_path / "samples.jsonl")
+    rewards = []
+    for row in samples.itertuples():
+        whole = tokenize_conversation(tokenizer, [*prompt, {"role": "assistant", "content": row.response}])
+        values = judge.token_scores([whole.input_ids], [whole.prompt_length])[0]
+        rewards.append(values[: row.tokens])
+    # One survivor needs no further draw of its own noise: it is the same candidate, cut or not, up to the cut.
+    replayed = early_rejection(rewards, Schedule(((8, 1),)))
+    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, Schedule(((8, 1),)))
+    assert live.pick == replayed.pick
+    stopped = sum(min(8, len(r)) for i, r in enumerate(rewards) if i != replayed.pick)
+    assert live.tokens >= stopped + min(8, len(rewards[live.pick]))
+
+
+def test_the_cache_goes_on_as_if_there_had_been_no_cut(policy, judge, tokenizer, prompt, monkeypatch):
+    # A policy that is all but certain of its next token draws the same sequence with and without a cut.
+    settings = SamplingSettings(n=4, max_new_tokens=30, temperature=1e-4)
+    plain, _ = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(()))
+    cut, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((5, 3), (11, 2))))
+    assert cut == plain and used.tokens <= 5 + 11 + 2 * 30
+
+
+def test_what_was_generated_is_what_the_schedule_allows(policy, judge, tokenizer, prompt):
+    schedule = Schedule(((6, 5), (12, 2)))
+    response, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, schedule)
+    assert used.tokens <= 7 * 6 + 3 * 12 + 2 * 40
+    assert response.tokens <= 40 and (response.finished or response.tokens == 40)
+
+
+def test_a_prefix_has_the_reward_of_its_last_token(judge, language, prompt):
+    text = language.sample_responses(prompt[0]["content"], 1, np.random.default_rng(0))[0]
+    tokens = judge.token_rewards([*prompt, {"role": "assistant", "content": text}])
+    cut = text[: tokens[9].end]
+    got = judge.score_prefixes(prompt, [cut, text], [False, True])
+    np.testing.assert_allclose(got, [tokens[9].reward, tokens[-1].reward], atol=1e-5)
