@@ -39,8 +39,9 @@ notebooks: $(STAMP)  ## open JupyterLab at notebooks/
 refresh: $(STAMP)  ## execute the notebooks again and store their outputs in place [ONLY=04]
 	$(BIN)/python -m icrm_lib.run --refresh $(if $(ONLY),--only "$(ONLY)")
 
-bench: $(STAMP)  ## run every script in benchmarks/; each prints one JSON record
-	@for script in $(sort $(wildcard benchmarks/*.py)); do \
+# rewardbench_package.py needs a second environment and is run by hand.
+bench: $(STAMP)  ## run the scripts in benchmarks/; each prints one JSON record
+	@for script in $(filter-out %/rewardbench_package.py,$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "$$script" >&2; $(BIN)/python "$$script" || exit 1; done
 
 lint: $(STAMP)  ## check style and formatting, notebooks included

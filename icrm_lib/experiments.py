@@ -1,8 +1,8 @@
 """Methods x seeds x settings as a grid of small cells: one record a cell, and a finished cell is never run again.
 
-A cell trains one reward model on the testbed and measures it against the truth. Its record lies in
-`results/<profile>/<purpose>/<cell>.json`, the purpose being what is measured: its rewards ("experiments") or what
-its picks are worth ("best_of_n"). A killed run loses at most the cells that were being computed.
+A cell trains one reward model on the testbed and measures it against the truth: its rewards (purpose "experiments"),
+what its picks are worth ("best_of_n"), or the policies that it trains ("policy"). Its record lies in
+`results/<profile>/<purpose>/<cell>.json`; a killed run loses at most the cells that were being computed.
 
     python -m icrm_lib.experiments --profile lab
 """
@@ -34,7 +34,20 @@ from icrm_lib.evaluation import SHIFTS, VALIDATION, every_set, measure, test_set
 from icrm_lib.generator import columns, model_fingerprint, model_scorer
 from icrm_lib.measures import TokenScorer, known_truth
 from icrm_lib.methods import method_settings, train_reward_model
-from icrm_lib.policy import implicit_rewards, train_dpo
+from icrm_lib.policy import (
+    BETA,
+    DPO_EPOCHS,
+    DPO_RATE,
+    GROUP,
+    GROUPS,
+    GRPO_PROMPTS,
+    GRPO_RATE,
+    KINDS,
+    implicit_rewards,
+    measure_policies,
+    train_dpo,
+    training_samples,
+)
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
@@ -78,6 +91,7 @@ GENERATORS = ("exact", "temperature 0.5", "temperature 2", "small", "under-train
 SIZES = (100, 400, 1600, 6400)
 # Learning rates next to the tuned ones of the main methods: does a comparison hang on the choice?
 NEAR_BY = (("bt", 3e-3), ("grm_sft", 2e-3), ("grm_sft", 3e-3), ("icrm", 2e-3), ("icrm_uniform", 2e-3))
+ON_POLICY = ("bt", "icrm", "true_scores")  # whose policies are also trained by GRPO
 MAIN_SEEDS, SEEDS, FEW_SEEDS = range(10), range(5), range(3)
 TUNING_SEEDS = (100, 101)  # their training pairs and models are used for nothing else
 
@@ -171,6 +185,7 @@ def studies() -> dict[str, list[Cell]]:
         "sensitivity": [Cell(m, s, changes=(("learning_rate", rate),)) for m, rate in NEAR_BY for s in SEEDS],
         "sizes": [cell for cell in sizes if cell.pairs < max(SIZES) or cell.seed in FEW_SEEDS],
         "best_of_n": [Cell("true_scores", 0), *(Cell(m, s) for s in MAIN_SEEDS for m in (*MAIN, "implicit"))],
+        "policy": [Cell(m, s) for s in SEEDS for m in ("bt", "grm_sft", "icrm", "icrm_uniform", "true_scores")],
     }
 
 
@@ -396,10 +411,24 @@ def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: P
 
 def _true_rewards(profile: Profile, method: str, rows: Sequence[list[int]], starts: Sequence[int]) -> list[np.ndarray]:
     known = [test_set(profile, name).truth for name in every_set() if test_set(profile, name).rows is rows]
-    truth = known[0] if known else known_truth(Language(**asdict(profile.language)), rows, starts)
     if method == "true_scores":
-        return [t.clause_scores for t in truth]
+        return [t.clause_scores for t in known[0]] if known else _running_gold(profile, rows, starts)
+    truth = known[0] if known else known_truth(Language(**asdict(profile.language)), rows, starts)
     return [logit(t.values.clip(1e-9, 1 - 1e-9)) for t in truth]  # as a reward is: a logit
+
+
+def _running_gold(profile: Profile, rows: Sequence[list[int]], starts: Sequence[int]) -> list[np.ndarray]:
+    """Gold score of every prefix of responses that a policy wrote, grammatical or not."""
+    language = Language(**asdict(profile.language))
+    decode = partial(language.tokenizer.decode, skip_special_tokens=True)
+
+    def gold(ids: list[int]) -> float:
+        return language.gold_score([{"role": "assistant", "content": decode(ids)}])
+
+    return [
+        np.array([gold(row[start : end + 1]) for end in range(start, len(row))])
+        for row, start in zip(rows, starts, strict=True)
+    ]
 
 
 def run_cell(
@@ -412,7 +441,7 @@ def run_cell(
         with tempfile.TemporaryDirectory() as folder:
             rewards, seconds = train(profile, cell, settings, Path(folder))
             begin = time.perf_counter()
-            metrics = _measured(profile, cell, rewards, purpose)
+            metrics = _measured(profile, cell, rewards, purpose, Path(folder))
         metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
     return records.write_json(
         path,
@@ -427,18 +456,25 @@ def run_cell(
     )
 
 
-def _measured(profile: Profile, cell: Cell, rewards: TokenScorer, purpose: str) -> dict[str, Any]:
+def _measured(profile: Profile, cell: Cell, rewards: TokenScorer, purpose: str, folder: Path) -> dict[str, Any]:
     if cell.seed in TUNING_SEEDS:
         return validate(profile, rewards)
     if purpose == "best_of_n":
         return measure_picks(pool(profile), rewards)
+    if purpose == "policy":
+        kinds = KINDS if cell.method in ON_POLICY else KINDS[:1]
+        return measure_policies(_policy_workspace(profile), rewards, seed=cell.seed, folder=folder, kinds=kinds)
     return measure(profile, rewards)
 
 
 @cache
 def pool(profile: Profile) -> Pool:
     """The candidates of every best-of-N cell of a profile."""
-    return sample_pool(_workspace(profile, base_model={"name": base_model(profile)}))
+    return sample_pool(_policy_workspace(profile))
+
+
+def _policy_workspace(profile: Profile) -> Workspace:
+    return _workspace(profile, base_model={"name": base_model(profile)})
 
 
 def cell_config(
@@ -448,6 +484,8 @@ def cell_config(
     sections = {name: value for name, value in profile.config().items() if name != "reward_model"}
     constants: dict[str, Any] = {"version": VERSION, "rollouts": ROLLOUTS, "ensemble": ENSEMBLE_SIZE}
     constants |= {"shifts": SHIFTS} if purpose == "experiments" else {"purpose": purpose}
+    if purpose == "policy":
+        constants |= {"groups": (GROUP, GROUPS), "dpo": (BETA, DPO_RATE, DPO_EPOCHS), "grpo": (GRPO_RATE, GRPO_PROMPTS)}
     if purpose == "best_of_n":
         constants |= {"candidates": CANDIDATES, "started": STARTED, "budgets": BUDGETS, "cuts": [CUTS_AT, KEEPS]}
     return _plain({"cell": asdict(cell), "settings": asdict(settings), "profile": sections, **constants})
@@ -519,8 +557,10 @@ def _run_all(profile: Profile, jobs: dict[Cell, tuple], total: int, workers: int
         wanted = {c.base for c in jobs} | {c.generator for c in jobs} | {"base"}
         if kind in wanted:
             base_model(profile, kind)
-    if any(purpose != "experiments" for _, _, purpose in jobs.values()):
+    if any(purpose == "best_of_n" for _, _, purpose in jobs.values()):
         pool(profile)  # sampled once, before several workers want it
+    if any(purpose == "policy" for _, _, purpose in jobs.values()):
+        training_samples(_policy_workspace(profile))
     bar = tqdm(total=total, initial=total - len(jobs), desc="cells", unit="cell", smoothing=0.05, mininterval=1)
     workers = os.cpu_count() or 1 if workers is None else workers
     failures = []

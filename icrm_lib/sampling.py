@@ -166,6 +166,45 @@ def _generate(model, tokenizer, prompt: Conversation, settings: SamplingSettings
     return [_response(tokenizer, row) for row in output[:, ids.shape[1] :].tolist()]
 
 
+@torch.inference_mode()
+def greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
+    *,
+    max_new_tokens: int = 512,
+    batch_size: int = 64,
+) -> list[Response]:
+    """Write the most probable response to every prompt, token by token.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokenizer: its tokenizer, prepared.
+        prompts: conversations that end with a user turn.
+        max_new_tokens: longest response.
+        batch_size: prompts at once, padded on the left.
+
+    Returns:
+        one response a prompt.
+    """
+    rows, responses = [prompt_ids(tokenizer, prompt) for prompt in prompts], []
+    for begin in range(0, len(rows), batch_size):
+        batch = rows[begin : begin + batch_size]
+        width = max(map(len, batch))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        responses += [_response(tokenizer, row) for row in output[:, width:].tolist()]
+    return responses
+
+
 def _response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
     finished = tokenizer.eos_token_id in ids
     length = ids.index(tokenizer.eos_token_id) + 1 if finished else len(ids)

@@ -11,11 +11,22 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
+from icrm_lib import policy as policy_module
 from icrm_lib.base_model import load_causal_lm, scratch_tokenizer, small_llama
-from icrm_lib.policy import implicit_rewards, pairs_from_samples, train_dpo
+from icrm_lib.policy import (
+    GROUPS,
+    KINDS,
+    _judged,
+    implicit_rewards,
+    measure_policies,
+    pairs_from_samples,
+    train_dpo,
+    train_grpo,
+)
 from icrm_lib.preferences import preference_rows, tokenize_pairs
-from icrm_lib.profiles import RewardModelSettings
+from icrm_lib.profiles import BaseModelSettings, DataSettings, Profile, RewardModelSettings
 from icrm_lib.tokenization import prepare_tokenizer
+from icrm_lib.workspace import Workspace
 
 TINY = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8}
 
@@ -225,3 +236,91 @@ def test_scores_must_be_one_a_sample_and_finite(samples):
         pairs_from_samples(samples, [1.0] * 11, [])
     with pytest.raises(ValueError, match="11 finite"):
         pairs_from_samples(samples, [1.0] * 11 + [float("nan")], [])
+
+
+# Policies from a judge
+
+
+@pytest.fixture(scope="module")
+def speaker(tokenizer, language, tmp_path_factory):
+    """A base model that has learnt the language a little: its responses have gold scores."""
+    profile = Profile(
+        name="micro_policy",
+        base_model=BaseModelSettings(hidden_size=32, layers=2, heads=2, steps=150, batch_size=32, learning_rate=1e-2),
+        data=DataSettings(train_pairs=8, validation_pairs=4, test_pairs=4, max_length=256),
+        reward_model=RewardModelSettings(**TINY),
+    )
+    return Workspace(profile, folder=tmp_path_factory.mktemp("speaker"))
+
+
+def gold_of(workspace, policy, count=12):
+    """Mean gold score and length of samples, on test prompts."""
+    language = workspace.language
+    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[2][:count]]
+    found = _judged(workspace, load_causal_lm(workspace.base_model).eval(), prompts, policy)
+    return np.mean(found["sampled"]), found
+
+
+def test_dpo_on_gold_labels_raises_the_gold_score(speaker, tmp_path):
+    language, rng = speaker.language, np.random.default_rng(0)
+    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[0]]
+    texts = [language.sample_responses(prompt[0]["content"], 8, rng) for prompt in prompts]
+    samples = pd.DataFrame([{"prompt": i, "response": text} for i, group in enumerate(texts) for text in group])
+    gold = [language.gold_score([{"role": "assistant", "content": text}]) for text in samples["response"]]
+    pairs, _ = pairs_from_samples(samples, gold, prompts)
+    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=16, epochs=4, learning_rate=3e-3)
+    trainer = train_dpo(speaker.base_model, speaker.tokenizer, pairs, settings, folder=tmp_path, seed=0)
+    before, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval())
+    after, found = gold_of(speaker, trainer.model.merge_and_unload().eval())
+    assert reference["kl"] == pytest.approx(0, abs=1e-4) and found["kl"] > 0
+    assert after > before + 1
+
+
+def test_grpo_raises_its_reward_and_a_constant_one_changes_nothing(speaker, tmp_path):
+    prompts = [[{"role": "user", "content": text}] for text in speaker.language.split_prompts()[0][:8]]
+    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=2, epochs=8, learning_rate=1e-2, warmup=0)
+    asked = []
+
+    def shortness(talks):
+        asked.extend(talks)
+        return [-len(talk[-1]["content"]) for talk in talks]
+
+    def train(reward, folder):
+        return train_grpo(
+            speaker.base_model,
+            speaker.tokenizer,
+            prompts,
+            reward,
+            settings,
+            folder=tmp_path / folder,
+            seed=0,
+            group=4,
+            max_new_tokens=64,
+        ).model
+
+    _, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval(), count=6)
+    _, shorter = gold_of(speaker, train(shortness, "short").merge_and_unload().eval(), count=6)
+    assert np.mean(shorter["tokens"]) < np.mean(reference["tokens"]) - 5
+    assert len(asked) == 8 * 8 * 4 and asked[0][0] in [prompt[0] for prompt in prompts]
+    constant = train(lambda talks: [0.0] * len(talks), "constant")
+    moved = [value for name, value in constant.named_parameters() if "lora_B" in name]
+    assert moved and all(not value.any() for value in moved)
+
+
+def test_policies_of_every_kind_are_trained_and_judged(speaker, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_module, "_prompts", few_prompts(policy_module._prompts))
+    monkeypatch.setattr(policy_module, "GROUP", 4)
+
+    def shortness(rows, starts):
+        return [-np.arange(1.0, len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
+
+    found = measure_policies(speaker, shortness, seed=0, folder=tmp_path)
+    assert list(found) == ["reference", *KINDS]
+    assert all(len(found[kind][name]) == 6 for kind in found for name in ("greedy", "sampled", "tokens"))
+    dpo = found["dpo"]
+    assert dpo["pairs"] + sum(dpo["left_out"].values()) == 6 * GROUPS and 0 <= dpo["pairs_right"] <= 1
+    assert dpo["seconds"] > 0 and np.mean(dpo["tokens"]) < np.mean(found["reference"]["tokens"])
+
+
+def few_prompts(function):
+    return lambda language: [part[:6] for part in function(language)]

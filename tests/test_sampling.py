@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from icrm_lib import sampling
-from icrm_lib.sampling import SamplingSettings, prompt_ids, sample
+from icrm_lib.sampling import SamplingSettings, greedy, prompt_ids, sample
 
 SETTINGS = SamplingSettings(n=4, max_new_tokens=12)
 
@@ -81,3 +81,19 @@ def test_tokens_are_drawn_from_the_policy_itself(model, tokenizer, prompts, tmp_
     top = {tokenizer.decode([i], skip_special_tokens=True) for i in logits.topk(50).indices.tolist()}
     share = np.mean([text not in top for text in frame["response"]])
     assert share == pytest.approx(rare, abs=4 * np.sqrt(rare * (1 - rare) / 3000))
+
+
+def test_greedy_responses_do_not_depend_on_company(model, tokenizer, prompts):
+    together = greedy(model, tokenizer, prompts, max_new_tokens=10)
+    alone = [greedy(model, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts]
+    assert together == alone == greedy(model, tokenizer, prompts, max_new_tokens=10, batch_size=2)
+    ids = prompt_ids(tokenizer, prompts[0])
+    best = model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()
+    assert alone[0].text.startswith(tokenizer.decode(best, skip_special_tokens=True))
+
+
+def test_line_separators_in_a_response_survive_the_file(model, tokenizer, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "_generate", lambda *_: [sampling.Response("one\u2028two\x85three", 3, True)])
+    first = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
+    again = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
+    assert again["response"].tolist() == first["response"].tolist() == ["one\u2028two\x85three"]
