@@ -275,7 +275,7 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_or_damaged_one_is(monkey
     paths = run_grid(MICRO, cells, tuned={}, workers=0)
     ran = []
     real = experiments.run_cell
-    monkeypatch.setattr(experiments, "run_cell", lambda p, c, s, path: ran.append(c.name) or real(p, c, s, path))
+    monkeypatch.setattr(experiments, "run_cell", lambda p, c, s, *rest: ran.append(c.name) or real(p, c, s, *rest))
     before = paths[cells[0]].read_bytes()
     assert run_grid(MICRO, cells, tuned={}, workers=0) == paths and ran == []
     paths[cells[0]].write_text('{"config": ')
