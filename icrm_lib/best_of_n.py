@@ -1,6 +1,7 @@
 """Best-of-N: what the pick of a reward model is worth, exactly over all subsets; on the testbed by its gold score."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
     """Compare two methods' picks under a judge, prompt by prompt.
 
     Args:
-        ours, theirs: the judge's score of each method's pick. Shape of both: (prompts,).
+        ours, theirs: the judge's score of each method's pick. Shape of both: (prompts,), or (prompts, picks) where a
+            prompt has several.
         margin: scores nearer to each other than this tie.
 
     Returns:
@@ -126,7 +128,7 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
     draws = np.random.default_rng(0).integers(len(outcome), size=(2000, len(outcome)))
     result = {}
     for name, sign in (("win", 1), ("tie", 0), ("lose", -1)):
-        hit = outcome == sign
+        hit = (outcome == sign).reshape(len(outcome), -1).mean(1)
         low, high = np.quantile(hit[draws].mean(1), (0.025, 0.975))
         result[name] = Estimate(float(hit.mean()), float(low), float(high))
     return result
@@ -172,6 +174,51 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise ValueError(f"{path} has no usable row" + (f": {refused[0]}" if refused else ""))
     return pd.DataFrame(rows), refused
+
+
+def final_answer(response: str) -> str:
+    r"""Return what a worked solution ends on: the last `\boxed{...}`, else its last number, else its last line.
+
+    Thousands separators and a trailing ".0" do not count, so that "1,200.00" and "1200" are one answer.
+    """
+    boxed = re.findall(r"\\boxed\{([^{}]*)\}", response)
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", boxed[-1] if boxed else response)
+    if numbers:
+        number = numbers[-1].replace(",", "")
+        return number.rstrip("0").rstrip(".") if "." in number else number
+    return (boxed[-1] if boxed else response.strip().splitlines()[-1]).strip().casefold()
+
+
+def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:
+    """How often the chosen response is right, chosen by a reward model and by what it has to beat.
+
+    Args:
+        rows: of `load_outcomes`.
+        scores: of the reward model, one a row.
+
+    Returns:
+        index `mean` (any response), `majority` (the final answer that most responses give, tied answers evenly),
+        `pick` (the highest score, ties evenly), `oracle` (right where any response is); columns `value`, `low`, `high`:
+        a share of the prompts with its 95 % interval over prompts.
+
+    Raises:
+        ValueError: another number of scores than rows, or one that is not finite.
+    """
+    if len(scores) != len(rows):
+        raise ValueError(f"{len(scores)} scores but {len(rows)} responses; each response needs one")
+    by_prompt = []
+    for _, group in rows.assign(score=np.asarray(scores, dtype=float)).groupby("prompt", sort=False):
+        right = group["correct"].to_numpy(dtype=float)
+        votes = group["response"].map(final_answer)
+        share = pd.Series(right, index=group.index).groupby(votes).agg(["size", "mean"])
+        majority = share.loc[share["size"] == share["size"].max(), "mean"].mean()
+        pick = pick_weights(group["score"].to_numpy(), len(group)) @ right
+        by_prompt.append((right.mean(), majority, pick, right.max()))
+    values = np.array(by_prompt)
+    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    names = ["mean", "majority", "pick", "oracle"]
+    return pd.DataFrame({"value": values.mean(0), "low": low, "high": high}, index=names)
 
 
 # On the testbed ------------------------------------------------------------------------------------------------------

@@ -42,7 +42,17 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "smoothness": ("tokens.smoothness.within",),
     "train seconds": ("seconds.train",),
 }
-# A difference whose whole interval is nearer to 0 than this counts as none: a point of accuracy, 0.03 of a correlation.
+# The same for cells of the other purposes: gold scores by test prompt, in points; tokens of a response; nats.
+BUDGETS = ("40%", "50%", "60%", "70%", "80%")
+POLICIES = ("reference", "dpo", "grpo_outcome", "grpo_tokens")
+MEASURES |= {f"best of {n}": (f"gold.{n}",) for n in (1, 2, 4, 8, 16, 32, 64)}
+MEASURES |= {f"tokens, best of {n}": (f"tokens.{n}",) for n in (1, 2, 4, 8, 16, 32, 64)}
+EARLY = ("share", "gold", "full", "loss", "same_tokens")
+MEASURES |= {f"early {budget}, {what}": (f"early.{budget}.{what}",) for budget in BUDGETS for what in EARLY}
+JUDGED = ("greedy", "sampled", "tokens", "kl", "seconds", "pairs_right")
+MEASURES |= {f"{policy}, {what}": (f"{policy}.{what}",) for policy in POLICIES for what in JUDGED}
+# A difference whose whole interval is nearer to 0 than this counts as none: a point of accuracy, 0.03 of a correlation,
+# a tenth of a point of the gold score.
 ACCURACIES = (
     "accuracy on labels",
     "accuracy on noisier labels",
@@ -52,17 +62,21 @@ ACCURACIES = (
     "unseen verbs",
 )
 MARGINS = {measure: 0.01 if measure in ACCURACIES else 0.03 for measure in MEASURES}
+MARGINS |= {m: 0.1 for m in MEASURES if m.startswith(("best of", "early")) or m.endswith(("greedy", "sampled"))}
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def load_cells(profile: str, folder: Path | None = None) -> dict[str, dict[int, dict[str, Any]]]:
+def load_cells(
+    profile: str, folder: Path | None = None, *, purpose: str = "experiments"
+) -> dict[str, dict[int, dict[str, Any]]]:
     """Read all cells of a profile that are evidence, not tuning.
 
     Args:
         profile: its name.
-        folder: where the records lie; `results/<profile>/experiments` when None.
+        folder: where the records lie; `results/<profile>/<purpose>` when None.
+        purpose: what the cells measure: "experiments", "best_of_n" or "policy".
 
     Returns:
         variant (a cell's name without its seed, e.g. "icrm" or "icrm-exact") -> seed -> record.
@@ -71,7 +85,8 @@ def load_cells(profile: str, folder: Path | None = None) -> dict[str, dict[int, 
         FileNotFoundError: there is none; the message names the command that makes them.
         ValueError: cells of one variant were made with different settings, profiles or base models.
     """
-    folder = folder or runtime.project_root() / "results" / profile / "experiments"
+    folder = folder or runtime.project_root() / "results" / profile / purpose
+    command = f"make evidence PROFILE={profile}" + (f" ONLY={purpose}" if purpose != "experiments" else "")
     cells: dict[str, dict[int, dict]] = {}
     for path in sorted(folder.glob("*-seed_*.json")):
         variant, _, seed = path.stem.rpartition("-seed_")
@@ -79,14 +94,14 @@ def load_cells(profile: str, folder: Path | None = None) -> dict[str, dict[int, 
             cells.setdefault(variant, {})[int(seed)] = records.read_json(path)
     if not cells:
         shown = runtime.display_path(folder)
-        raise FileNotFoundError(f"no cells in {shown}; make them: make evidence PROFILE={profile}")
+        raise FileNotFoundError(f"no cells in {shown}; make them: {command}")
     for variant, runs in cells.items():
         keys = ([r["config"]["settings"], r["config"]["profile"], r["base_model"]] for r in runs.values())
         made = {records.fingerprint(key) for key in keys}
         if len(made) > 1:
             raise ValueError(
                 f"the cells of {variant} were made with {len(made)} different settings, profiles or base models; "
-                f"delete {variant}-seed_*.json in {runtime.display_path(folder)}, then: make evidence PROFILE={profile}"
+                f"delete {variant}-seed_*.json in {runtime.display_path(folder)}, then: {command}"
             )
     return cells
 

@@ -21,12 +21,21 @@ COLORS = MappingProxyType(
         "grm": "#E69F00",
         "icrm": "#9A3FB5",
         "icrm_uniform": "#009E73",
+        "implicit": "#7CC4EA",
+        "gold": "#2F2F6F",
     }
 )
 LINESTYLES = MappingProxyType(
-    {"bt": (0, (1, 1.2)), "grm": (0, (4, 1, 1, 1)), "icrm": "-", "icrm_uniform": (0, (5, 1.5))}
+    {
+        "bt": (0, (1, 1.2)),
+        "grm": (0, (4, 1, 1, 1)),
+        "icrm": "-",
+        "icrm_uniform": (0, (5, 1.5)),
+        "implicit": (0, (3, 1, 1, 1, 1, 1)),
+        "gold": (0, (8, 2)),
+    }
 )
-MARKERS = MappingProxyType({"bt": "s", "grm": "^", "icrm": "o", "icrm_uniform": "D"})
+MARKERS = MappingProxyType({"bt": "s", "grm": "^", "icrm": "o", "icrm_uniform": "D", "implicit": "v", "gold": "*"})
 SEQUENTIAL = "cividis"  # for probabilities: lightness rises evenly, also for colour-blind readers
 DIVERGING = "RdBu"  # for signed values: red below, blue above, white in the middle
 

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icrm_lib import runtime
 from icrm_lib.base_model import small_llama
 from icrm_lib.best_of_n import (
     Pool,
     best_of_n_curve,
     best_of_n_kl,
     expected_best_of_n,
+    final_answer,
     load_outcomes,
     measure_picks,
+    outcome_accuracy,
     pick_weights,
     sample_pool,
     win_tie_lose,
@@ -118,6 +121,49 @@ def test_outcomes_are_read_and_bad_rows_named(tmp_path):
     path.write_text("{}\n")
     with pytest.raises(ValueError, match="no usable row"):
         load_outcomes(path)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("She has 13 * 2 = $<<13*2=26>>26\nA: 26", "26"),
+        ("so 1,200.00 in all", "1200"),
+        (r"hence \boxed{-3.50}, not 7", "-3.5"),
+        (r"thus \boxed{x^{2}} no, \boxed{\pi}", r"\pi"),
+        ("It is\nParis ", "paris"),
+        ("10", "10"),
+    ],
+)
+def test_a_solution_ends_on_its_answer(response, answer):
+    assert final_answer(response) == answer
+
+
+def test_pick_majority_and_oracle_are_counted_by_prompt():
+    rows = pd.DataFrame(
+        {
+            "prompt": [0, 0, 0, 1, 1, 1, 2, 2],
+            "response": ["A: 5", "A: 5", "A: 6", "A: 1", "A: 2", "A: 2", "A: 3", "A: 4"],
+            "correct": [True, True, False, True, False, False, False, True],
+        }
+    )
+    found = outcome_accuracy(rows, [0, 1, 2, 5, 1, 1, 7, 7])
+    assert found["value"].to_dict() == pytest.approx(
+        {"mean": (2 / 3 + 1 / 3 + 1 / 2) / 3, "majority": (1 + 0 + 0.5) / 3, "pick": (0 + 1 + 0.5) / 3, "oracle": 1.0}
+    )
+    assert (found["low"] <= found["value"]).all() and (found["value"] <= found["high"]).all()
+    with pytest.raises(ValueError, match="2 scores but 8 responses"):
+        outcome_accuracy(rows, [1, 2])
+
+
+GSM8K = runtime.project_root().parent / "shared" / "data" / "gsm8k_best_of_6.jsonl"
+
+
+@pytest.mark.skipif(not GSM8K.is_file(), reason=f"needs {GSM8K.name} beside the project, in ../shared/data")
+def test_real_outcomes_are_read_and_a_perfect_scorer_is_the_oracle():
+    rows, refused = load_outcomes(GSM8K)
+    assert rows["prompt"].nunique() > 600 and len(refused) < 10
+    found = outcome_accuracy(rows, rows["correct"].to_numpy(dtype=float))["value"]
+    assert found["pick"] == found["oracle"] > found["majority"] > found["mean"]
 
 
 # On the testbed
