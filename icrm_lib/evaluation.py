@@ -2,7 +2,7 @@
 
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,19 @@ class TestSet:
         starts: index of the first response token in each.
         prompts: index of each pair's prompt among the test prompts.
         gold: (pairs, 2) gold scores of chosen and rejected.
-        truth: of every row.
+        language: that the pairs were drawn from.
     """
 
     rows: list[list[int]]
     starts: list[int]
     prompts: np.ndarray
     gold: np.ndarray
-    truth: list[TokenTruth]
+    language: Language
+
+    @cached_property
+    def truth(self) -> list[TokenTruth]:
+        """Of every row; computed when it is first asked for."""
+        return known_truth(self.language, self.rows, self.starts)
 
 
 # In what a test set differs from the pairs that the models are trained on, and its share of the test pairs.
@@ -95,7 +100,7 @@ def test_set(profile: Profile, name: str) -> TestSet:
         starts=starts,
         prompts=np.array([order[row["prompt"]] for row in pairs]),
         gold=np.array([[row["chosen_score"], row["rejected_score"]] for row in pairs]),
-        truth=known_truth(language, every, starts),
+        language=language,
     )
 
 

@@ -28,6 +28,8 @@ SIDEWAYS = {
     "value_head": {"reward_model"},
     "methods": {"training"},
     "experiments": {"policy", "evaluation", "best_of_n"},
+    "tables": {"evidence"},
+    "heatmaps": {"figures"},
 }
 LEVEL = {name: level for level, names in enumerate([*LAYERS, ENTRY_POINTS]) for name in names}
 WITHOUT_TORCH = LAYERS[6]  # records in, text or figure out
