@@ -112,7 +112,7 @@ def token_heatmap(
     heights = {name: len(lines[name]) * (1.9 + 0.95 * (count[name] - 1) + 0.5) + 1.1 for name in responses}
     total = sum(heights.values()) + 0.4
     bars = 0.9 if not rows else 1.6
-    figure = plt.figure(figsize=(9.0, 0.185 * total + bars + (0.3 if title else 0)), layout="none")
+    figure = plt.figure(figsize=(9.0, 0.185 * total + bars + (0.3 if title else 0)), dpi=130, layout="none")
     inches = figure.get_figheight()
     top = 1 - (0.3 if title else 0.02) / inches
     bottom = bars / inches
@@ -133,7 +133,7 @@ def token_heatmap(
                 _box(axes, x, y, width, 1.85 if numbers else 1.3, color)
                 _write(axes, x + width / 2, y + 0.65, _drawable(text.strip()), color, 8)
                 if numbers:
-                    _write(axes, x + width / 2, y + 1.45, f"{tokens[index].reward:.1f}", color, 5)
+                    _write(axes, x + width / 2, y + 1.45, f"{tokens[index].reward:.1f}", color, 5.5)
                 x += width
             y += 1.9
             for row in rows:

@@ -160,6 +160,28 @@ def partial_agreement(
     return {"overall": _partial_correlation(tokens.rank().to_numpy()), "within": float(within.mean())}
 
 
+def without_controls(rewards: Sequence[np.ndarray], controls: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Regress controls out of rewards, over the tokens of all responses together, with an intercept.
+
+    Args:
+        rewards: per response, the reward at each token. Each of shape (T_i,), finite.
+        controls: per response, what is regressed out, e.g. log-probability and position. Each of shape (T_i, K).
+
+    Returns:
+        per response what is left, uncorrelated with every control over all tokens. Each of shape (T_i,).
+
+    Raises:
+        ValueError: a response whose arrays differ in length.
+    """
+    lengths = [len(row) for row in rewards]
+    if lengths != [len(row) for row in controls]:
+        raise ValueError(f"responses of {lengths} rewards have controls for {[len(row) for row in controls]} tokens")
+    flat = np.concatenate([np.asarray(row, dtype=float) for row in rewards])
+    design = np.column_stack([np.ones(len(flat)), np.concatenate([np.asarray(row, dtype=float) for row in controls])])
+    left = flat - design @ np.linalg.lstsq(design, flat, rcond=None)[0]
+    return np.split(left, np.cumsum(lengths)[:-1])
+
+
 def _partial_correlation(ranks: np.ndarray) -> float:
     """Correlate columns 0 and 1 of ranks (T, 2 + K) after regressing the others out of both; nan if degenerate."""
     if len(ranks) <= ranks.shape[1]:

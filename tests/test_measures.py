@@ -18,6 +18,7 @@ from icrm_lib.measures import (
     partial_agreement,
     smoothness,
     token_agreement,
+    without_controls,
 )
 from icrm_lib.testbed import Language
 from icrm_lib.testbed_words import NAMES, PHRASE_QUALITY, PLACES, WORD_OR_MARK
@@ -484,3 +485,19 @@ def test_results_are_plain_floats(rng, truth):
         smoothness(rewards, logprobs),
     ]
     assert [type(number) for result in results for number in result.values()] == [float] * 16
+
+
+def test_what_is_left_without_controls_knows_nothing_of_them():
+    rng = np.random.default_rng(0)
+    controls = [rng.normal(size=(n, 2)) for n in (5, 9, 1)]
+    noise = [rng.normal(size=n) for n in (5, 9, 1)]
+    rewards = [3 + c @ [2.0, -1.0] + e for c, e in zip(controls, noise, strict=True)]
+    left = without_controls(rewards, controls)
+    assert [len(row) for row in left] == [5, 9, 1]
+    flat, design = np.concatenate(left), np.column_stack([np.ones(15), np.concatenate(controls)])
+    np.testing.assert_allclose(design.T @ flat, 0, atol=1e-9)
+    explained = [row - c @ [2.0, -1.0] for row, c in zip(rewards, controls, strict=True)]
+    again = without_controls(explained, controls)  # what is linear in the controls plays no part
+    np.testing.assert_allclose(np.concatenate(again), flat, atol=1e-9)
+    with pytest.raises(ValueError, match=r"\[5, 9, 1\] rewards have controls for \[9, 5, 1\]"):
+        without_controls(rewards, [controls[1], controls[0], controls[2]])

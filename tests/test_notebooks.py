@@ -19,7 +19,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPECTED = ["01_bayesian_derivation", "02_preferences", "03_generator", "04_reward_model", "10_evidence"]
+EXPECTED = [
+    *("01_bayesian_derivation", "02_preferences", "03_generator", "04_reward_model", "05_benchmarks"),
+    *("06_best_of_n", "07_dpo", "08_tables", "09_heatmaps", "10_evidence"),
+]
 HEADINGS = ("Paper item", "Reads", "Writes", "Cost per profile")
 MAX_LINES, MAX_FUNCTIONS, MAX_BYTES = 15, 3, 1_000_000
 ABSOLUTE_PATH = re.compile(r"(?<![\w.~/])/(?:home|root|tmp|work|Users)(?![\w-])|file:/|\b[A-Z]:\\\w")
