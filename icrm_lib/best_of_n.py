@@ -122,8 +122,13 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
 
     Returns:
         shares `win`, `tie`, `lose` with 95 % intervals over prompts; they add up to 1.
+
+    Raises:
+        ValueError: a score that is not finite.
     """
     difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if not np.isfinite(difference).all():
+        raise ValueError("a judge's score is not finite; leave the prompt out for both methods")
     outcome = np.where(np.abs(difference) <= margin, 0, np.sign(difference))
     draws = np.random.default_rng(0).integers(len(outcome), size=(2000, len(outcome)))
     result = {}
@@ -155,8 +160,10 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
         try:
             row = json.loads(line)
             prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
-            if not isinstance(prompt, str) or not responses or len(responses) != len(correct):
-                raise ValueError("needs a text prompt and as many responses, at least one, as outcomes")
+            if not isinstance(prompt, str) or not isinstance(responses, list) or not isinstance(correct, list):
+                raise ValueError("needs a text prompt and lists of responses and outcomes")
+            if not responses or len(responses) != len(correct):
+                raise ValueError(f"{len(responses)} responses with {len(correct)} outcomes; each needs one")
             if not all(isinstance(r, str) and r.strip() for r in responses):
                 raise ValueError("a response is empty or no text")
             if not all(isinstance(c, bool) or c in (0, 1) for c in correct):
@@ -165,7 +172,7 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
             reason = f"missing key {error}" if isinstance(error, KeyError) else error
             refused.append(f"{path}:{number}: {reason}; correct or remove the row")
             continue
-        index = len({r["prompt"] for r in rows})
+        index = rows[-1]["prompt"] + 1 if rows else 0
         for j, (response, outcome) in enumerate(zip(responses, correct, strict=True)):
             talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             rows.append(
@@ -176,17 +183,38 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     return pd.DataFrame(rows), refused
 
 
-def final_answer(response: str) -> str:
-    r"""Return what a worked solution ends on: the last `\boxed{...}`, else its last number, else its last line.
+NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
-    Thousands separators and a trailing ".0" do not count, so that "1,200.00" and "1200" are one answer.
+
+def final_answer(response: str) -> str:
+    r"""Return what a worked solution ends on: its last `\boxed{...}` whole, else its last number, else its last line.
+
+    White space and case do not count, nor how a number is written: "1,200.00" and "1200" are one answer. Formulas are
+    compared as text, so two ways to write one formula are two answers.
     """
-    boxed = re.findall(r"\\boxed\{([^{}]*)\}", response)
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", boxed[-1] if boxed else response)
-    if numbers:
-        number = numbers[-1].replace(",", "")
-        return number.rstrip("0").rstrip(".") if "." in number else number
-    return (boxed[-1] if boxed else response.strip().splitlines()[-1]).strip().casefold()
+    response = response.replace("\u2212", "-")  # the minus sign
+    answer = _boxed(response)
+    if answer is None:
+        numbers = NUMBER.findall(response)
+        answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
+    answer = "".join(answer.split()).casefold()
+    if NUMBER.fullmatch(answer):
+        number = float(answer.replace(",", ""))
+        return f"{number + 0.0:.12g}"
+    return answer
+
+
+def _boxed(response: str) -> str | None:
+    """What stands between the braces of the last box, nested ones included."""
+    start = response.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed")
+    for position in range(begin, len(response)):
+        depth += {"{": 1, "}": -1}.get(response[position], 0)
+        if depth == 0:
+            return response[begin + 1 : position]
+    return None
 
 
 def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:
@@ -266,7 +294,10 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
     path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
     samples = sample(load_causal_lm(workspace.base_model).eval(), tokenizer, prompts, settings, path)
     samples = samples[samples["finished"]]
-    kept = int(samples.groupby("prompt").size().min())
+    counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
+    if counts.min() == 0:
+        raise ValueError(f"no response to {prompts[counts.idxmin()][0]['content']!r} ended within 128 tokens")
+    kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
     talks = [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
     tokens = tokenize_conversations(tokenizer, talks)

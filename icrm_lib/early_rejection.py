@@ -10,7 +10,15 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib.reward_model import RewardModel
-from icrm_lib.sampling import Response, SamplingSettings, prompt_ids, prompt_seed
+from icrm_lib.sampling import (
+    Response,
+    SamplingSettings,
+    generation_config,
+    prompt_ids,
+    prompt_seed,
+    until_closing,
+)
+from icrm_lib.tokenization import closing_token_ids
 
 Conversation = list[dict[str, str]]
 
@@ -59,7 +67,12 @@ def early_rejection(rewards: Sequence[np.ndarray], schedule: Schedule) -> Reject
 
     Returns:
         the pick and the tokens used; with no cuts, best-of-N and all tokens.
+
+    Raises:
+        ValueError: no candidate, one without tokens, or a reward that is not finite.
     """
+    if not len(rewards) or not all(len(r) and np.isfinite(r).all() for r in rewards):
+        raise ValueError("early rejection needs at least one candidate, each with finite rewards after its tokens")
     lengths = np.array([len(r) for r in rewards])
     alive, used = np.arange(len(rewards)), np.zeros(len(rewards), dtype=int)
     for tokens, keep in schedule.cuts:
@@ -154,23 +167,29 @@ def sample_with_early_rejection(
         schedule: in tokens of the policy.
 
     Returns:
-        the response with the highest reward of those that were finished, and what was used.
+        of the candidates that went to their end or to `max_new_tokens` the one with the highest reward, and what was
+        used.
+
+    Raises:
+        ValueError: a reward that is not finite.
     """
     torch.manual_seed(prompt_seed(settings.seed, prompt))
     start = torch.tensor(prompt_ids(tokenizer, prompt), device=policy.device)
     sequences = [[] for _ in range(settings.n)]
     alive, rewards = np.arange(settings.n), np.empty(0)
-    cache = None
+    cache, stops = None, closing_token_ids(tokenizer)
     cuts = [cut for cut in schedule.cuts if cut[0] < settings.max_new_tokens]
     for tokens, keep in [*cuts, (settings.max_new_tokens, settings.n)]:
-        running = [i for i in alive if not _ended(sequences[i], tokenizer)]
+        running = [i for i in alive if not _ended(sequences[i], stops)]
         if running:
             cache = _continue(policy, tokenizer, start, sequences, running, tokens, settings, cache)
-        rewards = _rewards_so_far(reward_model, tokenizer, prompt, [sequences[i] for i in alive])
+        rewards = _rewards_so_far(reward_model, tokenizer, prompt, [sequences[i] for i in alive], stops)
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"the reward model gave {rewards[~np.isfinite(rewards)][0]}; try it in float32")
         kept = _best(alive, rewards, keep)
         rewards = rewards[np.isin(alive, kept)]
         # The cache has a row for each that ran; it goes on with those that are kept and still unfinished.
-        rows = [row for row, i in enumerate(running) if i in kept and not _ended(sequences[i], tokenizer)]
+        rows = [row for row, i in enumerate(running) if i in kept and not _ended(sequences[i], stops)]
         if running and rows:
             cache.batch_select_indices(torch.tensor(rows, device=policy.device))
         alive = kept
@@ -178,11 +197,11 @@ def sample_with_early_rejection(
     ids = sequences[pick]
     text = tokenizer.decode(ids, skip_special_tokens=True)
     used = sum(map(len, sequences))
-    return Response(text, len(ids), _ended(ids, tokenizer)), Rejection(pick, used, float("nan"))
+    return Response(text, len(ids), _ended(ids, stops)), Rejection(pick, used, float("nan"))
 
 
-def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    return bool(ids) and ids[-1] == tokenizer.eos_token_id
+def _ended(ids: list[int], stops: Sequence[int]) -> bool:
+    return bool(ids) and ids[-1] in stops
 
 
 def _continue(policy, tokenizer, start, sequences, running, tokens, settings, cache) -> DynamicCache:
@@ -193,22 +212,15 @@ def _continue(policy, tokenizer, start, sequences, running, tokens, settings, ca
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=cache if cache is not None else DynamicCache(config=policy.config),
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=0,  # the library's own default is 50
-        max_new_tokens=tokens - own.shape[1],
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        return_dict_in_generate=True,
+        generation_config=generation_config(tokenizer, tokens - own.shape[1], settings),
     )
+    stops = closing_token_ids(tokenizer)
     for i, row in zip(running, output.sequences[:, len(start) :].tolist(), strict=True):
-        length = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-        sequences[i] = row[:length]
+        sequences[i] = until_closing(row, stops)
     return output.past_key_values
 
 
-def _rewards_so_far(reward_model, tokenizer, prompt, sequences) -> np.ndarray:
+def _rewards_so_far(reward_model, tokenizer, prompt, sequences, stops) -> np.ndarray:
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
-    finished = [_ended(ids, tokenizer) for ids in sequences]
+    finished = [_ended(ids, stops) for ids in sequences]
     return reward_model.score_prefixes(prompt, texts, finished)

@@ -62,10 +62,16 @@ ACCURACIES = (
     "unseen verbs",
 )
 MARGINS = {measure: 0.01 if measure in ACCURACIES else 0.03 for measure in MEASURES}
-MARGINS |= {m: 0.1 for m in MEASURES if m.startswith(("best of", "early")) or m.endswith(("greedy", "sampled"))}
+IN_POINTS = (", gold", ", full", ", loss", ", same_tokens", ", greedy", ", sampled")
+MARGINS |= {m: 0.1 for m in MEASURES if m.startswith("best of") or m.endswith(IN_POINTS)}
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
+
+
+def command_for(profile: str, purpose: str) -> str:
+    """Return the command that makes the cells of a purpose."""
+    return f"make evidence PROFILE={profile}" + (f" ONLY={purpose}" if purpose != "experiments" else "")
 
 
 def load_cells(
@@ -86,7 +92,7 @@ def load_cells(
         ValueError: cells of one variant were made with different settings, profiles or base models.
     """
     folder = folder or runtime.project_root() / "results" / profile / purpose
-    command = f"make evidence PROFILE={profile}" + (f" ONLY={purpose}" if purpose != "experiments" else "")
+    command = command_for(profile, purpose)
     cells: dict[str, dict[int, dict]] = {}
     for path in sorted(folder.glob("*-seed_*.json")):
         variant, _, seed = path.stem.rpartition("-seed_")
@@ -109,6 +115,8 @@ def load_cells(
 def _field(record: dict, dotted: str) -> Any:
     value = record["metrics"]
     for key in dotted.split("."):
+        if key not in value:
+            raise ValueError(f"{dotted} is not in the record of {record['config']['cell']['method']}; leave it out")
         value = value[key]
     return np.nan if value is None else value
 
@@ -150,7 +158,8 @@ def estimate(runs: dict[int, dict], measure: str) -> Estimate:
     if len(runs) < 2:
         return Estimate(value, value, value)
     half = t.ppf(1 - ALPHA / 2, len(runs) - 1) * _standard_error(sides)
-    return Estimate(value, float(value - half), float(value + half))
+    lowest, highest = (0.0, 1.0) if measure in ACCURACIES else (-np.inf, np.inf)
+    return Estimate(value, max(lowest, float(value - half)), min(highest, float(value + half)))
 
 
 def compare(first: dict[int, dict], second: dict[int, dict], measure: str) -> Difference:

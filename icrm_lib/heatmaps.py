@@ -12,6 +12,7 @@ from typing import Protocol
 
 import matplotlib as mpl
 import numpy as np
+import regex
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.colors import Normalize, TwoSlopeNorm, rgb2hex
@@ -40,7 +41,7 @@ class Row:
 
     Attributes:
         name: shown in front of the row.
-        values: response -> one value a token; nan is left white.
+        values: response -> one value a token; nan is left white. A single response without a name is called "".
     """
 
     name: str
@@ -49,6 +50,12 @@ class Row:
 
 def _checked(token_rewards, rows: Sequence[Row]) -> dict[str, list[Token]]:
     responses = dict(token_rewards) if isinstance(token_rewards, Mapping) else {"": list(token_rewards)}
+    for row in rows:
+        if strange := sorted(set(row.values) - set(responses)):
+            raise ValueError(
+                f"row {row.name!r} has values for {strange[0]!r}, which is none of {sorted(responses)}; "
+                'a single list of tokens is the response ""'
+            )
     for name, tokens in responses.items():
         if not tokens:
             raise ValueError(f"response {name!r} has no tokens; give at least one")
@@ -75,7 +82,7 @@ def reward_norm(token_rewards, center: float | None = None) -> TwoSlopeNorm:
     """
     rewards = np.array([token.reward for tokens in _checked(token_rewards, ()).values() for token in tokens])
     center = float((rewards.min() + rewards.max()) / 2) if center is None else center
-    reach = max(float(np.abs(rewards - center).max()), 1e-6)
+    reach = max(float(np.abs(rewards - center).max()), 1e-6 * max(1.0, abs(center)))
     return TwoSlopeNorm(center, center - reach, center + reach)
 
 
@@ -224,8 +231,11 @@ def _shown(text: str) -> str:
 def _visible(c: str) -> str:
     if c == "\n":
         return "↵"
-    # Format and control characters, line and paragraph separators, surrogates and unassigned ones.
-    if unicodedata.category(c) in ("Cf", "Cc", "Zl", "Zp", "Cs", "Co", "Cn") and c != "\u200d":
+    # Control characters, separators, surrogates, unassigned ones, and all that Unicode lets a font leave out. What
+    # joins emoji or picks their look stays: by itself it does nothing.
+    if unicodedata.category(c) in ("Cf", "Cc", "Zl", "Zp", "Cs", "Co", "Cn") or regex.match(r"\p{DI}", c):
+        if c in "\u200d\ufe0e\ufe0f":
+            return c
         return f"‹{ord(c):04X}›"
     return c
 
@@ -250,7 +260,8 @@ def token_heatmap_html(
 
     Returns:
         a `<div>`; show it with `IPython.display.HTML`. Markup in a response shows as text, marks of direction and
-        zero-width characters by their code, and none has an effect beyond its own token.
+        zero-width characters by their code (but for the joiners inside emoji), and none has an effect beyond its own
+        token.
     """
     responses, norm = _checked(token_rewards, rows), reward_norm(token_rewards, center)
     colors = mpl.colormaps[DIVERGING]
@@ -263,9 +274,7 @@ def token_heatmap_html(
             color = colors(norm(token.reward))
             style = f"background:{rgb2hex(color)};color:{_ink(color)};{CHIP}"
             hover = html.escape("\n".join(values), quote=True)
-            spans.append(
-                f'<span style="{style};white-space:pre-wrap" title="{hover}">{html.escape(_shown(token.text))}</span>'
-            )
+            spans.append(f'<span style="{style}" title="{hover}">{html.escape(_shown(token.text))}</span>')
         label = f"<b>{html.escape(_shown(name))}</b><br>" if name else ""
         parts.append(f'<div style="margin:6px 0;line-height:1.9">{label}{"".join(spans)}</div>')
     stops = ", ".join(rgb2hex(colors(x)) for x in np.linspace(0, 1, 9))

@@ -55,7 +55,12 @@ def train_dpo(
 
     Returns:
         the finished trainer; `trainer.model` is the PEFT-wrapped policy.
+
+    Raises:
+        ValueError: no pair.
     """
+    if not len(pairs):
+        raise ValueError("no pairs to train on; a reward that is the same for all responses gives none")
     args = DPOConfig(
         **_arguments(settings, folder, seed),
         beta=beta,
@@ -199,9 +204,12 @@ def pairs_from_samples(
         prompts: conversations that the samples answer.
         held_out: prompts of the test set; a prompt whose normalised text occurs among them gives no pair.
 
+    A response that was cut before its end (`finished` False, where `samples` say so) is not used: training would teach
+    a closing token that nobody wrote.
+
     Returns:
         rows `prompt` (conversation), `chosen`, `rejected` (text), and what was left out: `held_out`, `tied` (all scores
-        equal, as with a constant reward) and `identical` (best and worst have one text).
+        equal, as with a constant reward), `identical` (best and worst have one text) and `unfinished` responses.
 
     Raises:
         ValueError: another number of scores than of samples, or one that is not finite.
@@ -212,8 +220,12 @@ def pairs_from_samples(
             f"need {len(samples)} finite scores, one a sample: got {len(scores)}, {np.isfinite(scores).sum()} finite"
         )
     banned = {_text(prompt) for prompt in held_out}
-    rows, left_out = [], {"held_out": 0, "tied": 0, "identical": 0}
-    for index, group in samples.assign(score=scores).groupby("prompt", sort=False):
+    rows, left_out = [], {"held_out": 0, "tied": 0, "identical": 0, "unfinished": 0}
+    samples = samples.assign(score=scores)
+    if "finished" in samples:
+        left_out["unfinished"] = int((~samples["finished"]).sum())
+        samples = samples[samples["finished"]]
+    for index, group in samples.groupby("prompt", sort=False):
         best, worst = group.loc[group["score"].idxmax()], group.loc[group["score"].idxmin()]
         if _text(prompts[index]) in banned:
             left_out["held_out"] += 1

@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 import xxhash
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime
+from icrm_lib.tokenization import closing_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,15 @@ def sample(
     *,
     engine: str = "transformers",
 ) -> pd.DataFrame:
-    """Draw responses to every prompt; what is in the file already is not drawn again.
+    """Draw responses to every prompt; what is in the file already is not drawn again, a prompt that occurs twice once.
 
     Args:
         model: causal language model, or for "vllm" its directory or hub id.
         tokenizer: its tokenizer, prepared.
         prompts: conversations that end with a user turn.
         settings: how to draw.
-        path: JSON-lines file, one line a prompt, appended as they are finished. Another run's settings are refused.
+        path: JSON-lines file, one line a prompt, appended as they are finished. A file of other settings, another chat
+            template or a model of another name is refused.
         engine: "transformers" (all responses of a prompt in one batch), or "vllm" where it is installed. The two give
             different samples of the same distribution.
 
@@ -77,9 +79,10 @@ def sample(
         ValueError: the file holds samples of other settings, or an unknown engine.
     """
     path = Path(path)
-    key = asdict(settings) | {"engine": engine}
+    name = model if isinstance(model, str) else Path(model.name_or_path).name
+    key = asdict(settings) | {"engine": engine, "model": Path(name).name, "template": _template_key(tokenizer)}
     known = _read_samples(path, key)
-    waiting = [i for i, prompt in enumerate(prompts) if _name(prompt) not in known]
+    waiting = list({_name(p): i for i, p in reversed(list(enumerate(prompts))) if _name(p) not in known}.values())[::-1]
     if waiting:
         draw = _engine(engine, model, tokenizer, settings)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +113,11 @@ class Response(NamedTuple):
 
 
 def _name(prompt: Conversation) -> str:
-    return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
+    return json.dumps(prompt, ensure_ascii=False)
+
+
+def _template_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    return xxhash.xxh3_64_hexdigest(str(tokenizer.chat_template).encode())
 
 
 def _read_samples(path: Path, key: dict[str, Any]) -> dict[str, list[Response]]:
@@ -147,23 +154,42 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
 
 
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, settings: SamplingSettings | None = None
+) -> GenerationConfig:
+    """What `generate` is told: to sample from the policy itself, or without `settings` to be greedy.
+
+    A configuration of its own: the one that a model brings may hold a repetition penalty or the like, and with it the
+    samples would be another distribution's.
+    """
+    sampled = {"do_sample": False}
+    if settings:
+        sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    return GenerationConfig(
+        **sampled,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=closing_token_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+    )
+
+
+def until_closing(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Cut generated ids behind their first closing token; without one they stay as they are."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids) - 1)
+    return ids[: end + 1]
+
+
 @torch.inference_mode()
 def _generate(model, tokenizer, prompt: Conversation, settings: SamplingSettings) -> list[Response]:
     torch.manual_seed(prompt_seed(settings.seed, prompt))
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
     output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=True,
-        num_return_sequences=settings.n,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=0,  # the library's own default is 50
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        input_ids=ids.expand(settings.n, -1),
+        attention_mask=torch.ones_like(ids).expand(settings.n, -1),
+        generation_config=generation_config(tokenizer, settings.max_new_tokens, settings),
     )
-    return [_response(tokenizer, row) for row in output[:, ids.shape[1] :].tolist()]
+    return [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
 
 
 @torch.inference_mode()
@@ -196,19 +222,16 @@ def greedy(
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            generation_config=generation_config(tokenizer, max_new_tokens),
         )
-        responses += [_response(tokenizer, row) for row in output[:, width:].tolist()]
+        responses += [_response(tokenizer, row) for row in output.sequences[:, width:].tolist()]
     return responses
 
 
 def _response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
-    finished = tokenizer.eos_token_id in ids
-    length = ids.index(tokenizer.eos_token_id) + 1 if finished else len(ids)
-    return Response(tokenizer.decode(ids[:length], skip_special_tokens=True), length, finished)
+    stops = closing_token_ids(tokenizer)
+    ids = until_closing(ids, stops)
+    return Response(tokenizer.decode(ids, skip_special_tokens=True), len(ids), ids[-1] in stops)
 
 
 def _vllm(model: str, tokenizer, settings: SamplingSettings) -> Callable[[Conversation], list[Response]]:
@@ -222,6 +245,7 @@ def _vllm(model: str, tokenizer, settings: SamplingSettings) -> Callable[[Conver
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_tokens=settings.max_new_tokens,
+            stop_token_ids=closing_token_ids(tokenizer),
             seed=prompt_seed(settings.seed, prompt),
         )
         (output,) = llm.generate({"prompt_token_ids": prompt_ids(tokenizer, prompt)}, params, use_tqdm=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from icrm_lib import runtime
-from icrm_lib.evidence import ALPHA, compare, estimate, holm, load_cells
+from icrm_lib.evidence import ALPHA, command_for, compare, estimate, holm, load_cells
 
 NOT_TRANSCRIBED = "not transcribed"  # no source for the paper's own value is at hand
 
@@ -160,7 +160,7 @@ def build(table: Table, profile: str, folder: Path | None = None) -> pd.DataFram
         ValueError: records of another profile, or made of other data or another base model than the rest.
     """
     cells = load_cells(profile, folder, purpose=table.purpose)
-    command = f"make evidence PROFILE={profile}" + (f" ONLY={table.purpose}" if table.purpose != "experiments" else "")
+    command = command_for(profile, table.purpose)
     if missing := [variant for variant in table.rows if variant not in cells]:
         raise FileNotFoundError(f"no records of {', '.join(missing)} for table {table.name}; make them: {command}")
     _refuse_mixtures(table, profile, {variant: cells[variant] for variant in table.rows}, command)
@@ -189,6 +189,7 @@ def _refuse_mixtures(table: Table, profile: str, cells: Mapping[str, dict], comm
         return {**data, "data": {k: v for k, v in data["data"].items() if k != "train_pairs"}}
 
     first = next(iter(next(iter(cells.values())).values()))
+    bases: dict[str, str] = {}  # kind of base model -> the one that was used
     for variant, runs in cells.items():
         for seed, run in runs.items():
             found = run["config"]["profile"]["name"]
@@ -201,6 +202,11 @@ def _refuse_mixtures(table: Table, profile: str, cells: Mapping[str, dict], comm
                 raise ValueError(
                     f"{variant}-seed_{seed} was made with another version of the data than the rest of table "
                     f"{table.name}; remove it, then: {command}"
+                )
+            if run["base_model"] != bases.setdefault(run["config"]["cell"]["base"], run["base_model"]):
+                raise ValueError(
+                    f"{variant}-seed_{seed} was made from another base model than the rest of table {table.name}; "
+                    f"remove it, then: {command}"
                 )
 
 
@@ -254,7 +260,9 @@ def to_markdown(table: Table, frame: pd.DataFrame) -> str:
     shown = wide(frame).reset_index()
     lines = [f"## {table.title}", "", f"Twin of: {table.paper}.", ""]
     lines += ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
+    lines += [
+        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)
+    ]
     return "\n".join([*lines, "", CAPTION, ""])
 
 
@@ -274,9 +282,8 @@ def to_latex(table: Table, frame: pd.DataFrame) -> str:
 
 
 def _latex(text: str) -> str:
-    for character in "&%$#_":
-        text = text.replace(character, "\\" + character)
-    return text
+    named = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
+    return "".join(f"\\{named[c]}{{}}" if c in named else "\\" + c if c in "&%$#_{}" else c for c in text)
 
 
 def write(table: Table, frame: pd.DataFrame, folder: str | Path) -> list[Path]:

@@ -377,6 +377,13 @@ def _is_framed(head: str, tail: str, text: str, reply: str) -> bool:
     return text[len(head) : len(text) - len(tail)].strip() == reply.strip()  # some templates trim
 
 
+def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids at which a response ends: the closing token of the chat template, and EOS where it is another."""
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+    found = {tokenize_conversation(tokenizer, probe).input_ids[-1], tokenizer.eos_token_id}
+    return sorted(found - {None})
+
+
 def _closing_token(tokenizer: PreTrainedTokenizerBase, rendered_probe: str) -> str:
     """Return the added token that ends the rendering, or "" if it ends in plain text."""
     end = rendered_probe.rpartition(_SENTINEL)[2].rstrip()

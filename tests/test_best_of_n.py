@@ -132,6 +132,14 @@ def test_outcomes_are_read_and_bad_rows_named(tmp_path):
         (r"thus \boxed{x^{2}} no, \boxed{\pi}", r"\pi"),
         ("It is\nParis ", "paris"),
         ("10", "10"),
+        (r"so \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"so \boxed{ (1, 2) }", "(1,2)"),
+        ("it is 10-3", "3"),
+        ("a quarter: .25", "0.25"),
+        ("so \u22123", "-3"),
+        ("-0", "0"),
+        (r"\boxed{never closed 7", "7"),
+        ("", ""),
     ],
 )
 def test_a_solution_ends_on_its_answer(response, answer):
@@ -237,3 +245,21 @@ def drawn_from(language):
         return pd.DataFrame(rows)
 
     return draw
+
+
+def test_a_prompt_whose_responses_never_end_is_named(tmp_path, monkeypatch, tokenizer, language):
+    folder = tmp_path / "policy"
+    small_llama(tokenizer, hidden_size=16, layers=1, heads=2, max_length=256, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    workspace = Workspace(load_profile("smoke"), base_model=str(folder), folder=tmp_path)
+    monkeypatch.setattr(
+        "icrm_lib.best_of_n.sample",
+        lambda *_: pd.DataFrame({"prompt": [0], "index": 0, "response": "a", "finished": True}),
+    )
+    with pytest.raises(ValueError, match="no response to .* ended within 128 tokens"):
+        sample_pool(workspace, candidates=1, limit=1)
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        win_tie_lose(np.array([1.0, np.nan]), np.array([0.0, 0.0]))

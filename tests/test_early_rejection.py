@@ -1,9 +1,13 @@
 """Early rejection: the replay by hand, the live one against the replay, and the choice of a schedule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from icrm_lib import early_rejection as early_rejection_module
 from icrm_lib.early_rejection import (
     Schedule,
     choose_schedule,
@@ -13,7 +17,7 @@ from icrm_lib.early_rejection import (
     try_schedules,
 )
 from icrm_lib.reward_model import RewardModel
-from icrm_lib.sampling import SamplingSettings, sample
+from icrm_lib.sampling import SamplingSettings, generation_config, prompt_ids, sample
 from icrm_lib.tokenization import tokenize_conversation
 
 REWARDS = [
@@ -107,12 +111,30 @@ def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenize
     assert live.tokens >= stopped + min(8, len(rewards[live.pick]))
 
 
-def test_the_cache_goes_on_as_if_there_had_been_no_cut(policy, judge, tokenizer, prompt, monkeypatch):
-    # A policy that is all but certain of its next token draws the same sequence with and without a cut.
-    settings = SamplingSettings(n=4, max_new_tokens=30, temperature=1e-4)
-    plain, _ = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(()))
-    cut, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((5, 3), (11, 2))))
-    assert cut == plain and used.tokens <= 5 + 11 + 2 * 30
+def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, prompt, monkeypatch):
+    # Up to the first cut candidates are drawn and differ; from there on they take the most probable token. Then each
+    # must have written what an uncached model writes behind the same beginning.
+    real, calls, kept = early_rejection_module._continue, [], []
+
+    def sharper(policy, tokenizer, start, sequences, running, tokens, settings, cache):
+        settings = replace(settings, temperature=1.0 if not calls else 1e-4)
+        calls.append(list(running))
+        found = real(policy, tokenizer, start, sequences, running, tokens, settings, cache)
+        kept.append([list(ids) for ids in sequences])
+        return found
+
+    monkeypatch.setattr(early_rejection_module, "_continue", sharper)
+    settings = SamplingSettings(n=8, max_new_tokens=24)
+    sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 4), (14, 3))))
+    assert [len(running) for running in calls][0] == 8 and len(calls) == 3
+    assert len({tuple(kept[0][i]) for i in calls[1]}) > 1 and calls[1] != list(range(len(calls[1])))
+    start = torch.tensor([prompt_ids(tokenizer, prompt)])
+    for i in calls[2]:
+        begun = torch.tensor([kept[0][i]])
+        ids = torch.cat([start, begun], dim=1)
+        wanted = policy.generate(input_ids=ids, generation_config=generation_config(tokenizer, 24 - len(kept[0][i])))
+        wanted = wanted.sequences[0, start.shape[1] :].tolist()
+        assert kept[2][i] == wanted[: len(kept[2][i])] and len(kept[2][i]) > 14
 
 
 def test_what_was_generated_is_what_the_schedule_allows(policy, judge, tokenizer, prompt):
@@ -128,3 +150,9 @@ def test_a_prefix_has_the_reward_of_its_last_token(judge, language, prompt):
     cut = text[: tokens[9].end]
     got = judge.score_prefixes(prompt, [cut, text], [False, True])
     np.testing.assert_allclose(got, [tokens[9].reward, tokens[-1].reward], atol=1e-5)
+
+
+@pytest.mark.parametrize("rewards", [[], [np.array([])], [np.array([1.0]), np.array([np.nan])]])
+def test_rewards_that_are_no_numbers_are_refused(rewards):
+    with pytest.raises(ValueError, match="finite rewards"):
+        early_rejection(rewards, Schedule(()))

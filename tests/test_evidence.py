@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from icrm_lib import records
+from icrm_lib import evidence, records
 from icrm_lib.evidence import (
     CONTRASTS,
     MARGINS,
@@ -204,3 +204,11 @@ def test_every_contrast_is_about_cells_of_the_grid_and_known_measures():
         assert {contrast.first, contrast.second} <= variants and set(contrast.measures) <= set(MEASURES)
     # 11, the presentation, is no measurement
     assert {contrast.objection for contrast in CONTRASTS} == {*range(1, 11), 12}
+
+
+def test_margins_are_points_for_gold_scores_alone():
+    assert evidence.MARGINS["early"] == evidence.MARGINS["middle"] == evidence.MARGINS["early 50%, share"] == 0.03
+    assert (
+        evidence.MARGINS["early 50%, loss"] == evidence.MARGINS["best of 64"] == evidence.MARGINS["dpo, greedy"] == 0.1
+    )
+    assert evidence.MARGINS["longer"] == 0.01

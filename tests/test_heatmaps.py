@@ -90,6 +90,7 @@ def test_further_rows_stand_under_their_tokens_on_a_scale_of_their_own():
         ([], [], "no tokens"),
         (tokens(("a", float("nan"))), [], "not finite"),
         (PAIR, [Row("p", {"rejected": [0.5]})], "1 values for 4 tokens of response 'rejected'"),
+        (PAIR["chosen"], [Row("p", {"chosen": [0.5] * 4})], "values for 'chosen', which is none of"),
     ],
 )
 def test_impossible_heatmaps_are_refused(given, rows, message):
@@ -142,7 +143,7 @@ def test_no_text_escapes_its_token(parts):
     source = token_heatmap_html(tokens(*[(part, float(i)) for i, part in enumerate(parts)]))
     reader = read(source)
     assert reader.tags <= {"div", "span", "b", "br", "small"} and reader.attributes <= {"style", "title"}
-    assert not re.search("[\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08]", source)
+    assert not re.search("[\u034f\u115f\u180b\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164\x00-\x08]", source)
 
 
 def test_hovering_shows_reward_and_rows():

@@ -324,3 +324,13 @@ def test_policies_of_every_kind_are_trained_and_judged(speaker, tmp_path, monkey
 
 def few_prompts(function):
     return lambda language: [part[:6] for part in function(language)]
+
+
+def test_responses_that_were_cut_make_no_pair_and_no_pair_trains_nothing(base_model, tokenizer, tmp_path):
+    prompts = [[{"role": "user", "content": "a"}]]
+    samples = pd.DataFrame({"prompt": 0, "response": ["x", "y", "z"], "finished": [True, True, False]})
+    pairs, left_out = pairs_from_samples(samples, [1.0, 2.0, 3.0], prompts)
+    assert (pairs[0]["chosen"], pairs[0]["rejected"], left_out["unfinished"]) == ("y", "x", 1)
+    pairs, _ = pairs_from_samples(samples, [0.0, 0.0, 0.0], prompts)
+    with pytest.raises(ValueError, match="no pairs to train on"):
+        train_dpo(base_model, tokenizer, pairs, RewardModelSettings(**TINY), folder=tmp_path, seed=0)

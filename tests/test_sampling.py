@@ -1,5 +1,6 @@
 """Samples depend on seed and prompt alone, a killed run goes on, and the distribution is the policy's."""
 
+import copy
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from icrm_lib import sampling
 from icrm_lib.sampling import SamplingSettings, greedy, prompt_ids, sample
+from icrm_lib.tokenization import closing_token_ids, prepare_tokenizer
 
 SETTINGS = SamplingSettings(n=4, max_new_tokens=12)
 
@@ -97,3 +99,48 @@ def test_line_separators_in_a_response_survive_the_file(model, tokenizer, prompt
     first = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
     again = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
     assert again["response"].tolist() == first["response"].tolist() == ["one\u2028two\x85three"]
+
+
+def test_a_models_own_generation_settings_play_no_part(model, tokenizer, prompts, tmp_path):
+    with torch.no_grad():
+        sharp = copy.deepcopy(model)
+        sharp.lm_head.weight = torch.nn.Parameter(sharp.lm_head.weight * 20)
+    plain = greedy(sharp, tokenizer, prompts[:2], max_new_tokens=12)
+    drawn = sample(sharp, tokenizer, prompts[:2], SETTINGS, tmp_path / "a.jsonl")
+    sharp.generation_config.repetition_penalty = 1.3
+    assert greedy(sharp, tokenizer, prompts[:2], max_new_tokens=12) == plain
+    again = sample(sharp, tokenizer, prompts[:2], SETTINGS, tmp_path / "b.jsonl")
+    assert again["response"].tolist() == drawn["response"].tolist()
+
+
+def test_a_response_ends_at_the_turn_or_at_eos(tokenizer):
+    assert closing_token_ids(tokenizer) == [tokenizer.eos_token_id]
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<end_of_turn>"]})
+    other.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}<end_of_turn>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    other = prepare_tokenizer(other)
+    turn = other.convert_tokens_to_ids("<end_of_turn>")
+    assert closing_token_ids(other) == sorted([turn, other.eos_token_id])
+    words = other("use kind words", add_special_tokens=False).input_ids
+    assert sampling._response(other, [*words, turn, *words]) == ("use kind words", len(words) + 1, True)
+    assert sampling._response(other, words) == ("use kind words", len(words), False)
+
+
+def test_a_file_of_another_model_or_template_is_refused_and_a_prompt_asked_twice_is_drawn_once(
+    model, tokenizer, prompts, tmp_path
+):
+    path = tmp_path / "samples.jsonl"
+    found = sample(model, tokenizer, [prompts[0], prompts[1], prompts[0]], SETTINGS, path)
+    assert len(path.read_text().splitlines()) == 1 + 2 and len(found) == 3 * SETTINGS.n
+    assert found[found["prompt"] == 0]["response"].tolist() == found[found["prompt"] == 2]["response"].tolist()
+    other = copy.deepcopy(model)
+    other.name_or_path = "another/model"
+    with pytest.raises(ValueError, match="samples of other settings"):
+        sample(other, tokenizer, prompts[:1], SETTINGS, path)
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template += " "
+    with pytest.raises(ValueError, match="samples of other settings"):
+        sample(model, changed, prompts[:1], SETTINGS, path)

@@ -21,10 +21,11 @@ TWO = Table(
 )
 
 
-def record(early, seconds, profile="lab", language=0):
+def record(early, seconds, profile="lab", language=0, base="x"):
     settings = {"name": profile, "language": {"seed": language}, "data": {"train_pairs": 400, "test_pairs": 5}}
     metrics = {"tokens": {"localisation": {"early": early}}, "seconds": {"train": seconds}}
-    return {"config": {"settings": {}, "profile": settings}, "base_model": "x", "metrics": metrics}
+    config = {"settings": {}, "profile": settings, "cell": {"method": "?", "base": "base"}}
+    return {"config": config, "base_model": base, "metrics": metrics}
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_missing_records_name_their_command(folder):
     [
         ({"profile": "smoke"}, "bt-seed_[0-4] is a record of profile 'smoke'"),
         ({"language": 3}, "another version of the data"),
+        ({"base": "other"}, "another base model"),
     ],
 )
 def test_records_of_another_profile_or_other_data_are_refused(folder, changes, message):
