@@ -13,6 +13,7 @@ from icrm_lib.reward_model import RewardModel
 from icrm_lib.sampling import (
     Response,
     SamplingSettings,
+    generate,
     generation_config,
     prompt_ids,
     prompt_seed,
@@ -208,12 +209,9 @@ def _continue(policy, tokenizer, start, sequences, running, tokens, settings, ca
     """Extend the running sequences, which are all of one length, to so many tokens or their end."""
     own = torch.tensor([sequences[i] for i in running], dtype=torch.long, device=policy.device)
     ids = torch.cat([start.expand(len(running), -1), own], dim=1)
-    output = policy.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache if cache is not None else DynamicCache(config=policy.config),
-        generation_config=generation_config(tokenizer, tokens - own.shape[1], settings),
-    )
+    cache = cache if cache is not None else DynamicCache(config=policy.config)
+    config = generation_config(tokenizer, tokens - own.shape[1], settings)
+    output = generate(policy, config, ids, torch.ones_like(ids), past_key_values=cache)
     stops = closing_token_ids(tokenizer)
     for i, row in zip(running, output.sequences[:, len(start) :].tolist(), strict=True):
         sequences[i] = until_closing(row, stops)

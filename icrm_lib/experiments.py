@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
 from icrm_lib.base_model import load_causal_lm
-from icrm_lib.best_of_n import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, STARTED, Pool, measure_picks, sample_pool
+from icrm_lib.best_of_n import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, NS, STARTED, Pool, measure_picks, sample_pool
 from icrm_lib.evaluation import SHIFTS, VALIDATION, every_set, measure, test_set, validate
 from icrm_lib.generator import columns, model_fingerprint, model_scorer
 from icrm_lib.measures import TokenScorer, known_truth
@@ -43,6 +43,7 @@ from icrm_lib.policy import (
     GRPO_PROMPTS,
     GRPO_RATE,
     KINDS,
+    LONGEST,
     implicit_rewards,
     measure_policies,
     train_dpo,
@@ -462,9 +463,13 @@ def _measured(profile: Profile, cell: Cell, rewards: TokenScorer, purpose: str, 
     if purpose == "best_of_n":
         return measure_picks(pool(profile), rewards)
     if purpose == "policy":
-        kinds = KINDS if cell.method in ON_POLICY else KINDS[:1]
-        return measure_policies(_policy_workspace(profile), rewards, seed=cell.seed, folder=folder, kinds=kinds)
+        workspace = _policy_workspace(profile)
+        return measure_policies(workspace, rewards, seed=cell.seed, folder=folder, kinds=_kinds(cell))
     return measure(profile, rewards)
+
+
+def _kinds(cell: Cell) -> tuple[str, ...]:
+    return KINDS if cell.method in ON_POLICY else KINDS[:1]
 
 
 @cache
@@ -486,8 +491,15 @@ def cell_config(
     constants |= {"shifts": SHIFTS} if purpose == "experiments" else {"purpose": purpose}
     if purpose == "policy":
         constants |= {"groups": (GROUP, GROUPS), "dpo": (BETA, DPO_RATE, DPO_EPOCHS), "grpo": (GRPO_RATE, GRPO_PROMPTS)}
+        constants |= {"longest": LONGEST, "kinds": _kinds(cell)}
     if purpose == "best_of_n":
-        constants |= {"candidates": CANDIDATES, "started": STARTED, "budgets": BUDGETS, "cuts": [CUTS_AT, KEEPS]}
+        constants |= {
+            "candidates": CANDIDATES,
+            "started": STARTED,
+            "budgets": BUDGETS,
+            "cuts": (CUTS_AT, KEEPS),
+            "ns": NS,
+        }
     return _plain({"cell": asdict(cell), "settings": asdict(settings), "profile": sections, **constants})
 
 

@@ -157,11 +157,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Conversation) -> list
 def generation_config(
     tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, settings: SamplingSettings | None = None
 ) -> GenerationConfig:
-    """What `generate` is told: to sample from the policy itself, or without `settings` to be greedy.
-
-    A configuration of its own: the one that a model brings may hold a repetition penalty or the like, and with it the
-    samples would be another distribution's.
-    """
+    """What `generate` is told: to sample from the policy itself, or without `settings` to be greedy."""
     sampled = {"do_sample": False}
     if settings:
         sampled = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
@@ -174,6 +170,19 @@ def generation_config(
     )
 
 
+def generate(model: PreTrainedModel, config: GenerationConfig, ids: torch.Tensor, mask: torch.Tensor, **options):
+    """Call `model.generate` with nothing but the given configuration.
+
+    What it leaves open would be taken from the configuration that the model brings, such as a repetition penalty, and
+    the samples would be another distribution's.
+    """
+    brought, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        return model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **options)
+    finally:
+        model.generation_config = brought
+
+
 def until_closing(ids: list[int], stops: Sequence[int]) -> list[int]:
     """Cut generated ids behind their first closing token; without one they stay as they are."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids) - 1)
@@ -184,11 +193,9 @@ def until_closing(ids: list[int], stops: Sequence[int]) -> list[int]:
 def _generate(model, tokenizer, prompt: Conversation, settings: SamplingSettings) -> list[Response]:
     torch.manual_seed(prompt_seed(settings.seed, prompt))
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
-    output = model.generate(
-        input_ids=ids.expand(settings.n, -1),
-        attention_mask=torch.ones_like(ids).expand(settings.n, -1),
-        generation_config=generation_config(tokenizer, settings.max_new_tokens, settings),
-    )
+    ids = ids.expand(settings.n, -1)
+    config = generation_config(tokenizer, settings.max_new_tokens, settings)
+    output = generate(model, config, ids, torch.ones_like(ids))
     return [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
 
 
@@ -219,11 +226,8 @@ def greedy(
         width = max(map(len, batch))
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=generation_config(tokenizer, max_new_tokens),
-        )
+        config = generation_config(tokenizer, max_new_tokens)
+        output = generate(model, config, ids.to(model.device), mask.to(model.device))
         responses += [_response(tokenizer, row) for row in output.sequences[:, width:].tolist()]
     return responses
 

@@ -1,5 +1,6 @@
 """Early rejection: the replay by hand, the live one against the replay, and the choice of a schedule."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,7 @@ def policy(base_model):
 @pytest.fixture(scope="module")
 def judge(base_model, tokenizer):
     """A reward model with a head that differs from token to token."""
+    torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
     return RewardModel(model, tokenizer)
 
@@ -97,18 +99,21 @@ def test_without_cuts_the_live_run_is_the_best_of_the_plain_samples(policy, judg
 
 
 def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenizer, prompt, tmp_path):
-    samples = sample(policy, tokenizer, [prompt], SETTINGS, tmp_path / "samples.jsonl")
-    rewards = []
-    for row in samples.itertuples():
-        whole = tokenize_conversation(tokenizer, [*prompt, {"role": "assistant", "content": row.response}])
-        values = judge.token_scores([whole.input_ids], [whole.prompt_length])[0]
-        rewards.append(values[: row.tokens])
+    # The live run reads text. A random policy also writes special tokens, which are no text: look for draws without.
+    for seed in range(50):
+        settings = replace(SETTINGS, n=6, max_new_tokens=12, seed=seed)
+        samples = sample(policy, tokenizer, [prompt], settings, tmp_path / f"{seed}.jsonl")
+        talks = [[*prompt, {"role": "assistant", "content": text}] for text in samples["response"]]
+        rows = [tokenize_conversation(tokenizer, talk) for talk in talks]
+        if all(len(r.input_ids) - r.prompt_length == 13 for r in rows) and not samples["finished"].any():
+            break
+    rewards = judge.token_scores([r.input_ids for r in rows], [r.prompt_length for r in rows])
+    rewards = [values[:12] for values in rewards]
     # One survivor needs no further draw of its own noise: it is the same candidate, cut or not, up to the cut.
     replayed = early_rejection(rewards, Schedule(((8, 1),)))
-    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, Schedule(((8, 1),)))
-    assert live.pick == replayed.pick
-    stopped = sum(min(8, len(r)) for i, r in enumerate(rewards) if i != replayed.pick)
-    assert live.tokens >= stopped + min(8, len(rewards[live.pick]))
+    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 1),)))
+    assert live.pick == replayed.pick == int(np.argmax([values[7] for values in rewards]))
+    assert replayed.tokens == 5 * 8 + 12 and 6 * 8 <= live.tokens <= 5 * 8 + 12
 
 
 def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, prompt, monkeypatch):
@@ -124,6 +129,9 @@ def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, pro
         return found
 
     monkeypatch.setattr(early_rejection_module, "_continue", sharper)
+    policy = copy.deepcopy(policy)
+    for name, value in policy.named_parameters():  # let what stands far back matter: an untrained model forgets it
+        value.data *= 30 if "v_proj" in name or "o_proj" in name else 1
     settings = SamplingSettings(n=8, max_new_tokens=24)
     sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 4), (14, 3))))
     assert [len(running) for running in calls][0] == 8 and len(calls) == 3

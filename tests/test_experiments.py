@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from icrm_lib import experiments, records, runtime
+from icrm_lib.best_of_n import Pool
 from icrm_lib.evaluation import SHIFTS, VALIDATION, measure
 from icrm_lib.evaluation import test_set as shifted_pairs
 from icrm_lib.experiments import (
@@ -36,6 +37,7 @@ from icrm_lib.experiments import (
     tuning_cells,
 )
 from icrm_lib.methods import METHODS
+from icrm_lib.policy import KINDS
 from icrm_lib.profiles import (
     BaseModelSettings,
     DataSettings,
@@ -44,6 +46,8 @@ from icrm_lib.profiles import (
     Profile,
     RewardModelSettings,
 )
+from icrm_lib.testbed import Language
+from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversations
 
 LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}
 MICRO = Profile(
@@ -332,3 +336,58 @@ def test_a_killed_grid_goes_on_where_it_was_and_workers_change_nothing(tmp_path)
         there = records.read_json(folder / f"{cell.name}.json")["metrics"]
         ours = records.read_json(here[cell])["metrics"]
         assert there["accuracy"] == ours["accuracy"] and there["tokens"] == ours["tokens"]
+
+
+# Other purposes
+
+
+@pytest.fixture
+def small_pool(monkeypatch):
+    """Eight responses of the language to two prompts of each split, in the place of a policy's samples."""
+    language, rng = Language(held_out_verbs=0.25), np.random.default_rng(0)
+    prompts = [text for part in language.split_prompts()[1:] for text in part[:2]]
+    talks = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        for prompt in prompts
+        for text in language.sample_responses(prompt, 8, rng)
+    ]
+    rows = tokenize_conversations(prepare_tokenizer(language.tokenizer), talks)
+    gold = np.array([language.gold_score(talk) for talk in talks]).reshape(4, 8)
+    lengths = np.array([len(row.input_ids) - row.prompt_length for row in rows]).reshape(4, 8)
+    validation = np.array([True, True, False, False])
+    starts = [row.prompt_length for row in rows]
+    found = Pool([row.input_ids for row in rows], starts, gold, lengths, validation)
+    monkeypatch.setattr(experiments, "pool", lambda profile: found)
+    return found
+
+
+def test_picks_are_measured_and_the_gold_score_picks_best(small_pool, tmp_path):
+    cells = [Cell("bt", 0), Cell("true_scores", 0)]
+    paths = run_grid(MICRO, cells, tuned={}, purpose="best_of_n", folder=tmp_path, workers=0)
+    found = {cell.method: records.read_json(path) for cell, path in paths.items()}
+    best = small_pool.gold[2:].max(1).tolist()
+    assert found["true_scores"]["metrics"]["gold"]["8"] == best
+    assert np.mean(found["bt"]["metrics"]["gold"]["8"]) <= np.mean(best)
+    settings = settings_of(MICRO, cells[0], {})
+    assert found["bt"]["config"] == cell_config(MICRO, cells[0], settings, "best_of_n")
+    assert not is_finished(paths[cells[0]], cell_config(MICRO, cells[0], settings))
+    changed = paths[cells[0]].stat().st_mtime_ns
+    run_grid(MICRO, cells, tuned={}, purpose="best_of_n", folder=tmp_path, workers=0)
+    assert paths[cells[0]].stat().st_mtime_ns == changed
+
+
+def test_policies_are_trained_on_what_the_cells_model_says(small_pool, tmp_path, monkeypatch):
+    seen = {}
+
+    def fake(workspace, rewards, *, seed, folder, kinds):
+        seen[seed] = (rewards(small_pool.rows[:3], small_pool.starts[:3]), kinds)
+        return {"dpo": {"greedy": [1.0]}}
+
+    monkeypatch.setattr(experiments, "measure_policies", fake)
+    monkeypatch.setattr(experiments, "training_samples", lambda workspace: None)
+    cells = [Cell("true_scores", 3), Cell("grm_sft", 4)]
+    paths = run_grid(MICRO, cells, tuned={}, purpose="policy", folder=tmp_path, workers=0)
+    rewards, kinds = seen[3]
+    assert [row[-1] for row in rewards] == small_pool.gold[0, :3].tolist() and kinds == KINDS
+    assert [len(row) for row in rewards] == small_pool.lengths[0, :3].tolist()
+    assert seen[4][1] == ("dpo",) and records.read_json(paths[cells[1]])["config"]["kinds"] == ["dpo"]
