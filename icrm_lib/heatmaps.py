@@ -119,7 +119,7 @@ def token_heatmap(
     heights = {name: len(lines[name]) * (1.9 + 0.95 * (count[name] - 1) + 0.5) + 1.1 for name in responses}
     total = sum(heights.values()) + 0.4
     bars = 0.9 if not rows else 1.6
-    figure = plt.figure(figsize=(9.0, 0.185 * total + bars + (0.3 if title else 0)), dpi=130, layout="none")
+    figure = plt.figure(figsize=(9.0, 0.185 * total + bars + (0.3 if title else 0)), layout="none")
     inches = figure.get_figheight()
     top = 1 - (0.3 if title else 0.02) / inches
     bottom = bars / inches
