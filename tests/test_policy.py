@@ -216,7 +216,7 @@ def test_pairs_are_the_best_against_the_worst_of_each_prompt(samples):
         (prompts[0], "b", "a"),
         (prompts[2], "e", "f"),
     ]
-    assert left_out == {"held_out": 0, "tied": 1, "identical": 1}
+    assert left_out == {"held_out": 0, "tied": 1, "identical": 1, "unfinished": 0}
 
 
 def test_a_constant_reward_gives_no_pair(samples):
