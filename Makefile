@@ -33,7 +33,7 @@ test: $(STAMP)  ## run tests/, then execute every notebook and compare it with i
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
 	$(BIN)/python -m icrm_lib.experiments --profile "$(if $(filter file,$(origin PROFILE)),lab,$(PROFILE))" --only "$(ONLY)"
 
-# JupyterLab would ask the network for news and updates.
+# Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/
 	$(BIN)/python -m jupyterlab --LabApp.news_url=None \
 	  --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate notebooks
