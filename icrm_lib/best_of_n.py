@@ -130,13 +130,19 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
     if not np.isfinite(difference).all():
         raise ValueError("a judge's score is not finite; leave the prompt out for both methods")
     outcome = np.where(np.abs(difference) <= margin, 0, np.sign(difference))
-    draws = np.random.default_rng(0).integers(len(outcome), size=(2000, len(outcome)))
-    result = {}
-    for name, sign in (("win", 1), ("tie", 0), ("lose", -1)):
-        hit = (outcome == sign).reshape(len(outcome), -1).mean(1)
-        low, high = np.quantile(hit[draws].mean(1), (0.025, 0.975))
-        result[name] = Estimate(float(hit.mean()), float(low), float(high))
-    return result
+    hits = np.column_stack([(outcome == sign).reshape(len(outcome), -1).mean(1) for sign in (1, 0, -1)])
+    return dict(zip(("win", "tie", "lose"), _over_prompts(hits), strict=True))
+
+
+def _over_prompts(values: np.ndarray) -> list[Estimate]:
+    """Mean over prompts of each column, with a 95 % interval that resamples prompts. Shape: (prompts, measures).
+
+    Rounded to 1e-12: shares of few prompts lie on the edges of what a table prints, and the order of a sum must not
+    show there.
+    """
+    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    return [Estimate(*np.round(row, 12).tolist()) for row in zip(values.mean(0), low, high, strict=True)]
 
 
 # Labelled outcomes ---------------------------------------------------------------------------------------------------
@@ -242,11 +248,8 @@ def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFram
         majority = share.loc[share["size"] == share["size"].max(), "mean"].mean()
         pick = pick_weights(group["score"].to_numpy(), len(group)) @ right
         by_prompt.append((right.mean(), majority, pick, right.max()))
-    values = np.array(by_prompt)
-    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     names = ["mean", "majority", "pick", "oracle"]
-    return pd.DataFrame({"value": values.mean(0), "low": low, "high": high}, index=names)
+    return pd.DataFrame(_over_prompts(np.array(by_prompt)), columns=["value", "low", "high"], index=names)
 
 
 # On the testbed ------------------------------------------------------------------------------------------------------
