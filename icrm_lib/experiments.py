@@ -523,11 +523,30 @@ def cells_folder(profile: Profile, purpose: str = "experiments") -> Path:
 
 
 def is_finished(path: Path, config: dict) -> bool:
-    """Say whether a cell's record is there and was made with the same settings."""
+    """Say whether a cell's record is there and was made with the same settings.
+
+    A setting that came after the record counts as the same while it has its default: that is what the code did then.
+    """
     try:
-        return records.read_json(path)["config"] == config
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = records.read_json(path)["config"]
+        return stored == _as_known(config, stored, _plain(DEFAULTS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+DEFAULTS = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
+
+
+def _as_known(config: dict, stored: dict, defaults: dict) -> dict:
+    # `config` without the keys that `stored` does not know and that have their default.
+    known = {}
+    for key, value in config.items():
+        if key in stored:
+            inner = isinstance(value, dict) and isinstance(stored[key], dict)
+            known[key] = _as_known(value, stored[key], defaults.get(key, {})) if inner else value
+        elif key not in defaults or value != defaults[key]:
+            known[key] = value
+    return known
 
 
 def run_grid(

@@ -32,11 +32,25 @@ class LanguageSettings:
 class DataSettings:
     """Preference pairs and how they are tokenised and split (always by prompt)."""
 
-    preferences: str = "testbed"  # "testbed", a JSONL/JSON/Parquet path, or a hub id
+    preferences: str = "testbed"  # "testbed", a JSONL/JSON/Parquet path, a hub id, or a name of `paper_data.RECIPES`
+    files: str = ""  # recipes of `paper_data` only: folder with the downloaded files, instead of the hub
+    stride: int = 1  # recipes only: every n-th row of Unified-Feedback
     train_pairs: int = 400  # at most; testbed: exactly
     validation_pairs: int = 200
     test_pairs: int = 500
     max_length: int = 1024  # tokens
+    expected_tokens: int = 0  # of a pair, prompt counted twice; what `make plan` reckons with until the data are there
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Responses to be drawn where the data are problems with answers (recipe "prm800k")."""
+
+    n: int = 4  # a problem
+    temperature: float = 0.7
+    top_p: float = 0.8
+    max_new_tokens: int = 1536
+    engine: str = "transformers"  # or "vllm"
 
 
 @dataclass(frozen=True)
@@ -58,12 +72,20 @@ class GeneratorSettings:
     """The frozen generator whose next-token probabilities weight the consistency term."""
 
     kind: str = "fitted"  # "fitted" (LoRA on the preference texts), "base" (as it is), "exact" (testbed only)
+    model: str = ""  # where it starts; the base model when empty. Must share the base model's tokenizer
     lora_rank: int = 8
     lora_alpha: int = 16
     learning_rate: float = 1e-3
     epochs: float = 1.0
-    batch_size: int = 16  # pairs a step
-    temperature: float = 1.0
+    batch_size: int = 16  # pairs a forward pass
+    accumulation: int = 1
+    max_length: int = 0  # tokens of a response it is fitted on; 0 = data.max_length
+    gradient_checkpointing: bool = False
+    save_steps: int = 0  # a checkpoint every so many steps, to resume from; 0 = none
+    temperature: float = 1.0  # of the distribution it is asked for
+    top_p: float = 1.0  # likewise: probability outside the nucleus is 0
+    engine: str = "transformers"  # or "vllm": what asks it
+    cache_type: str = "float32"  # of a cached log-probability; "float16" halves the file
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,9 @@ class RewardModelSettings:
     mlp_size: int = 1024
     frozen_backbone: bool = False  # train the head alone
     gradient_checkpointing: bool = False
+    padding_free: bool = False  # pack the responses of a batch into few full rows (see `training.ICRMConfig`)
+    quantization: str = ""  # "4bit": QLoRA, the frozen weights in four bits (needs bitsandbytes)
+    save_steps: int = 0  # a checkpoint every so many steps, to resume from; 0 = none
 
 
 @dataclass(frozen=True)
@@ -102,6 +127,7 @@ class Profile:
     name: str
     language: LanguageSettings = field(default_factory=LanguageSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    samples: SampleSettings = field(default_factory=SampleSettings)
     base_model: BaseModelSettings = field(default_factory=BaseModelSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     reward_model: RewardModelSettings = field(default_factory=RewardModelSettings)

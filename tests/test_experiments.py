@@ -293,6 +293,22 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_or_damaged_one_is(monkey
     assert not is_finished(paths[cells[0]].with_name("nothing.json"), {})
 
 
+def test_a_setting_that_came_later_does_not_undo_a_record_while_it_has_its_default(tmp_path):
+    cell = Cell("bt", 0)
+    config = cell_config(MICRO, cell, settings_of(MICRO, cell, {}))
+    old = json.loads(json.dumps(config))
+    del old["settings"]["padding_free"], old["profile"]["samples"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"config": old}))
+    assert is_finished(path, config)
+    changed = json.loads(json.dumps(config))
+    changed["settings"]["padding_free"] = True
+    assert not is_finished(path, changed)
+    del old["settings"]["learning_rate"]  # MICRO's is not the default
+    path.write_text(json.dumps({"config": old}))
+    assert not is_finished(path, config)
+
+
 def test_one_failing_cell_does_not_stop_the_others():
     cells = [Cell("bt", 8, changes=(("consistency_weight", 2.0),)), Cell("bt", 8)]
     with pytest.raises(ValueError, match="consistency_weight must be in"):
