@@ -304,7 +304,7 @@ def test_a_setting_that_came_later_does_not_undo_a_record_while_it_has_its_defau
     changed = json.loads(json.dumps(config))
     changed["settings"]["padding_free"] = True
     assert not is_finished(path, changed)
-    del old["settings"]["learning_rate"]  # MICRO's is not the default
+    del old["settings"]["lora_rank"]  # MICRO's is not the default
     path.write_text(json.dumps({"config": old}))
     assert not is_finished(path, config)
 
