@@ -6,11 +6,18 @@ PROFILE ?= smoke
 ONLY ?=
 ARGS ?=
 
+# What a person typed reaches a recipe as the value of a shell variable, so that neither make nor the shell reads
+# anything into it: a quote, a backtick or $(...) in ONLY is a part of a name that does not exist. ARGS is meant to be
+# shell words, quoted by whoever writes them.
+unexport PROFILE ONLY
+export ICRM_PROFILE := $(value PROFILE)
+export ICRM_ONLY := $(value ONLY)
+
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: run test evidence notebooks refresh bench lint clean help
+.PHONY: plan run test evidence notebooks refresh bench lint clean help
 
 # The stamp is written last, so an installation that failed is tried again by the next call.
 $(STAMP): requirements.lock pyproject.toml
@@ -23,15 +30,18 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+plan: $(STAMP)  ## say what a profile will take, before anything starts [PROFILE=gemma-2b-40k] [ARGS="--device 24"]
+	$(BIN)/python -m icrm_lib.plan --profile "$$ICRM_PROFILE" $(ARGS)
+
 run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY=04] [ARGS="-p SEED 3"]
-	$(BIN)/python -m icrm_lib.run --profile "$(PROFILE)" $(if $(ONLY),--only "$(ONLY)") $(ARGS)
+	$(BIN)/python -m icrm_lib.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)
 
 test: $(STAMP)  ## run tests/, then execute every notebook and compare it with its stored outputs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 	$(BIN)/python -m pytest --nbval notebooks
 
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
-	$(BIN)/python -m icrm_lib.experiments --profile "$(if $(filter file,$(origin PROFILE)),lab,$(PROFILE))" --only "$(ONLY)"
+	$(BIN)/python -m icrm_lib.experiments --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
 
 # Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/
@@ -39,12 +49,17 @@ notebooks: $(STAMP)  ## open JupyterLab at notebooks/
 	  --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate notebooks
 
 refresh: $(STAMP)  ## execute the notebooks again and store their outputs in place [ONLY=04]
-	$(BIN)/python -m icrm_lib.run --refresh $(if $(ONLY),--only "$(ONLY)")
+	$(BIN)/python -m icrm_lib.run --refresh --only "$$ICRM_ONLY"
 
-# rewardbench_package.py needs a second environment and is run by hand.
-bench: $(STAMP)  ## run the scripts in benchmarks/; each prints one JSON record
-	@for script in $(filter-out %/rewardbench_package.py,$(sort $(wildcard benchmarks/*.py))); do \
-	  echo "$$script" >&2; $(BIN)/python "$$script" || exit 1; done
+# Left out: rewardbench_package.py, which needs a second environment, and what is no benchmark. gpu.py wants a GPU.
+BENCH = $(filter-out $(addprefix benchmarks/,rewardbench_package.py gpu.py common.py table.py),$(sort $(wildcard benchmarks/*.py)))
+
+# A ratio fails nothing; a script that crashes does, after the others have run.
+bench: $(STAMP)  ## run the scripts in benchmarks/ and compare what they measure with its goals
+	@failed=0; scripts="$(BENCH)"; \
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && scripts="$$scripts benchmarks/gpu.py"; \
+	for script in $$scripts; do echo "$$script" >&2; $(BIN)/python "$$script" || failed=1; done; \
+	$(BIN)/python benchmarks/table.py || failed=1; exit $$failed
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(BIN)/python -m ruff check .

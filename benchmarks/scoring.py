@@ -8,25 +8,18 @@ record and writes it to `results/bench/scoring.json`; fails where a score differ
 """
 
 import argparse
-import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 
-os.environ["ICRM_UNATTENDED"] = "1"
+import numpy as np
+import torch
+from common import finish, llama_config, quartiles, read_sizes
+from transformers import AutoModelForSequenceClassification, pipeline
 
-from icrm_lib import records, runtime
-
-runtime.quiet()
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from transformers import AutoModelForSequenceClassification, LlamaConfig, pipeline  # noqa: E402
-
-from icrm_lib.reward_model import RewardModel  # noqa: E402
-from icrm_lib.testbed import Language  # noqa: E402
+from icrm_lib.reward_model import RewardModel
+from icrm_lib.testbed import Language
 
 BATCH_SIZES = (1, 4, 16)
 
@@ -56,22 +49,12 @@ def timed(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"hidden": 256, "layers": 4, "prompts": 4, "responses": 16, "prompt": 512, "response": 96, "rounds": 7}
-    for name, value in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+    args = read_sizes(__doc__, **sizes)
     tokenizer = Language().tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-        max_position_embeddings=args.prompt + args.response + 16,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    longest = args.prompt + args.response + 16
+    options = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id}
+    config = llama_config(args.hidden, args.layers, len(tokenizer), longest, **options)
     torch.manual_seed(0)
     vocabulary = [word for word in tokenizer.get_vocab() if word.isalpha()]
     conversations = talks(args, vocabulary)
@@ -96,16 +79,14 @@ def main() -> None:
     worst = max(float(np.abs(scores[name] - scores["score"]).max()) for name in contestants)
     taken = {name: np.array(values[1:]) for name, values in seconds.items()}  # the first round warms up
     best = min((f"pipeline {size}" for size in BATCH_SIZES), key=lambda name: np.median(taken[name]))
-    quartiles = np.quantile(taken[best] / taken["score"], (0.5, 0.25, 0.75))
     metrics = {
         "median_seconds": {name: round(float(np.median(values)), 4) for name, values in taken.items()},
         "best_peer": best,
-        "times_faster_median_quartiles": [round(float(q), 2) for q in quartiles],
+        "times_faster_median_quartiles": quartiles(taken[best] / taken["score"]),
         "conversations": len(conversations),
         "largest_difference": worst,
     }
-    path = records.write_record("scoring", "bench", vars(args), metrics)
-    print(json.dumps(records.read_json(path)))
+    finish("scoring", args, metrics)
     if worst > 1e-4:
         sys.exit(f"scores differ by {worst:.2g}")
 

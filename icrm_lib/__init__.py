@@ -4,7 +4,16 @@ The package itself imports nothing heavy: a name listed below is loaded from its
 `import icrm_lib` stays instant and the command-line tools answer before torch is loaded.
 """
 
+import os
+import sys
 from importlib import import_module
+
+# TRL reports every trainer that is built (architecture, device, number of processes) unless this is set before
+# huggingface_hub is loaded; where it is loaded already, the value that it has read is set. Yours stays: 0 allows it.
+if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if "huggingface_hub.constants" in sys.modules:
+        sys.modules["huggingface_hub.constants"].HF_HUB_DISABLE_TELEMETRY = True
 
 __version__ = "0.1.0"
 

@@ -498,3 +498,5 @@ def _parse(text: str, file: str, line: int) -> Any:
     except json.JSONDecodeError as error:
         place = f"{file}:{line + error.lineno - 1}"
         raise ValueError(f"{place}: no JSON ({error}); give an array of objects, or one object a line") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}:{line}: thousands of digits or of brackets; {_DAMAGED}") from error

@@ -284,22 +284,22 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
     """Sample responses of a workspace's base model, the policy; samples are kept in `runs/` and drawn once.
 
     Args:
-        workspace: on the testbed.
+        workspace: on the testbed, or with a judge in its profile.
         candidates: responses a prompt; those that `max_new_tokens` cut have no gold score and are left out, for every
             prompt as many as for the worst one.
         limit: prompts of each split; all when None.
     """
-    language, tokenizer = workspace.language, workspace.tokenizer
-    _, validation, test = (split[:limit] for split in language.split_prompts())
-    prompts = [[{"role": "user", "content": text}] for text in (*validation, *test)]
-    settings = SamplingSettings(n=candidates, max_new_tokens=128)
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    validation, test = (workspace.prompts(split)[:limit] for split in ("validation", "test"))
+    prompts = [*validation, *test]
+    settings = SamplingSettings(n=candidates, max_new_tokens=longest)
     key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
     path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
     samples = sample(load_causal_lm(workspace.base_model).eval(), tokenizer, prompts, settings, path)
     samples = samples[samples["finished"]]
     counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
     if counts.min() == 0:
-        raise ValueError(f"no response to {prompts[counts.idxmin()][0]['content']!r} ended within 128 tokens")
+        raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
     kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
     talks = [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
@@ -307,7 +307,7 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
     return Pool(
         rows=[row.input_ids for row in tokens],
         starts=[row.prompt_length for row in tokens],
-        gold=np.array([language.gold_score(talk) for talk in talks], dtype=float).reshape(len(prompts), kept),
+        gold=workspace.judge(talks).reshape(len(prompts), kept),
         lengths=np.array([len(row.input_ids) - row.prompt_length for row in tokens]).reshape(len(prompts), kept),
         validation=np.arange(len(prompts)) < len(validation),
     )

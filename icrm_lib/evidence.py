@@ -89,9 +89,11 @@ def load_cells(
 
     Raises:
         FileNotFoundError: there is none; the message names the command that makes them.
-        ValueError: cells of one variant were made with different settings, profiles or base models.
+        ValueError: cells of one variant were made with different settings, profiles or base models; or a name that
+            leads out of `results`.
     """
-    folder = folder or runtime.project_root() / "results" / profile / purpose
+    results = runtime.project_root() / "results"
+    folder = folder or results / runtime.plain_name(profile) / runtime.plain_name(purpose)
     command = command_for(profile, purpose)
     cells: dict[str, dict[int, dict]] = {}
     for path in sorted(folder.glob("*-seed_*.json")):

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from icrm_lib import records, runtime
 from icrm_lib.base_model import load_causal_lm
 from icrm_lib.best_of_n import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, NS, STARTED, Pool, measure_picks, sample_pool
+from icrm_lib.collation import REFERENCE_COLUMNS, STEP_COLUMNS
 from icrm_lib.evaluation import SHIFTS, VALIDATION, every_set, measure, test_set, validate
 from icrm_lib.generator import columns, model_fingerprint, model_scorer
 from icrm_lib.measures import TokenScorer, known_truth
@@ -43,7 +44,6 @@ from icrm_lib.policy import (
     GRPO_PROMPTS,
     GRPO_RATE,
     KINDS,
-    LONGEST,
     implicit_rewards,
     measure_policies,
     train_dpo,
@@ -52,7 +52,7 @@ from icrm_lib.policy import (
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
-from icrm_lib.training import REFERENCE_COLUMNS, STEP_COLUMNS, reads_generator, statistic_of
+from icrm_lib.training import reads_generator, statistic_of
 from icrm_lib.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -157,12 +157,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name without suffix; unlike for unlike cells."""
+        """File name without suffix; unlike for unlike cells. ValueError where it would lead to another folder."""
         parts = [self.method]
         parts += [value.replace(" ", "_") for value in (self.generator, self.data, self.base) if value not in PLAIN]
         parts += [f"{self.pairs}_pairs"] if self.pairs else []
         parts += [f"{key}_{value:g}" for key, value in self.changes]
-        return "-".join([*parts, f"seed_{self.seed}"])
+        return runtime.plain_name("-".join([*parts, f"seed_{self.seed}"]))
 
 
 PLAIN = ("fitted", "plain", "base")
@@ -491,7 +491,7 @@ def cell_config(
     constants |= {"shifts": SHIFTS} if purpose == "experiments" else {"purpose": purpose}
     if purpose == "policy":
         constants |= {"groups": (GROUP, GROUPS), "dpo": (BETA, DPO_RATE, DPO_EPOCHS), "grpo": (GRPO_RATE, GRPO_PROMPTS)}
-        constants |= {"longest": LONGEST, "kinds": _kinds(cell)}
+        constants |= {"longest": profile.downstream.max_new_tokens, "kinds": _kinds(cell)}
     if purpose == "best_of_n":
         constants |= {
             "candidates": CANDIDATES,
@@ -519,7 +519,7 @@ def _plain(value: Any) -> Any:
 
 def cells_folder(profile: Profile, purpose: str = "experiments") -> Path:
     """Where the records of a profile's cells lie."""
-    return runtime.project_root() / "results" / profile.name / purpose
+    return runtime.project_root() / "results" / runtime.plain_name(profile.name) / runtime.plain_name(purpose)
 
 
 def is_finished(path: Path, config: dict) -> bool:
@@ -577,9 +577,18 @@ def run_grid(
     for cell in dict.fromkeys(cells):
         settings = settings_of(profile, cell, tuned)
         jobs[cell] = (settings, folder / f"{cell.name}.json", purpose)
-    waiting = [c for c, (s, path, _) in jobs.items() if not is_finished(path, cell_config(profile, c, s, purpose))]
-    if waiting:
-        _run_all(profile, {cell: jobs[cell] for cell in waiting}, len(jobs), workers)
+
+    def waiting() -> dict[Cell, tuple]:
+        return {
+            cell: job
+            for cell, job in jobs.items()
+            if not is_finished(job[1], cell_config(profile, cell, job[0], purpose))
+        }
+
+    if waiting():
+        with records.locked(folder):
+            if still := waiting():  # not finished by another run meanwhile
+                _run_all(profile, still, len(jobs), workers)
     return {cell: path for cell, (_, path, _) in jobs.items()}
 
 

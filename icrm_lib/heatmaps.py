@@ -24,6 +24,7 @@ from icrm_lib.figures import DIVERGING, SEQUENTIAL
 
 CLOSING = "⏎"  # shown for the closing token, whose text is empty
 LINE = 92  # characters of a line in the figure
+LARGEST = 1e38  # of what can be drawn, about what single precision holds; the span of larger ones overflows
 # A token in HTML: apart from its neighbours, and with a text direction that ends where it ends.
 CHIP = "padding:1px 3px;margin:1px;display:inline-block;white-space:pre-wrap;unicode-bidi:isolate;direction:ltr"
 
@@ -50,6 +51,8 @@ class Row:
 
 def _checked(token_rewards, rows: Sequence[Row]) -> dict[str, list[Token]]:
     responses = dict(token_rewards) if isinstance(token_rewards, Mapping) else {"": list(token_rewards)}
+    if not responses:
+        raise ValueError("there is no response to draw; give at least one")
     for row in rows:
         if strange := sorted(set(row.values) - set(responses)):
             raise ValueError(
@@ -59,17 +62,33 @@ def _checked(token_rewards, rows: Sequence[Row]) -> dict[str, list[Token]]:
     for name, tokens in responses.items():
         if not tokens:
             raise ValueError(f"response {name!r} has no tokens; give at least one")
-        if not np.isfinite([token.reward for token in tokens]).all():
-            raise ValueError(
-                f"response {name!r} has a reward that is not finite; leave the token out or mend the model"
-            )
+        for token in tokens:
+            if not _is_drawable(token.reward):
+                raise ValueError(
+                    f"response {name!r} has the reward {str(token.reward)[:40]}, which is not finite or beyond "
+                    f"{LARGEST:g}; leave the token out or mend the model"
+                )
         for row in rows:
             if name in row.values and len(row.values[name]) != len(tokens):
                 raise ValueError(
                     f"row {row.name!r} has {len(row.values[name])} values for {len(tokens)} tokens of response "
                     f"{name!r}; give one a token, the closing one included"
                 )
+            for value in row.values.get(name, ()):
+                if _number(value) is None:
+                    raise ValueError(f"row {row.name!r} has the value {value!r}; give a number, nan where none is")
     return responses
+
+
+def _number(value) -> float | None:
+    try:
+        return None if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _is_drawable(value) -> bool:
+    return _number(value) is not None and abs(_number(value)) < LARGEST
 
 
 def reward_norm(token_rewards, center: float | None = None) -> TwoSlopeNorm:
@@ -80,7 +99,9 @@ def reward_norm(token_rewards, center: float | None = None) -> TwoSlopeNorm:
         center: the reward that is white; when None the middle between the lowest and the highest (the level of a
             Bradley-Terry reward has no meaning, only differences do).
     """
-    rewards = np.array([token.reward for tokens in _checked(token_rewards, ()).values() for token in tokens])
+    rewards = np.array([float(token.reward) for tokens in _checked(token_rewards, ()).values() for token in tokens])
+    if center is not None and not _is_drawable(center):
+        raise ValueError(f"center={center} is not finite or beyond {LARGEST:g}; give a reward, or None for the middle")
     center = float((rewards.min() + rewards.max()) / 2) if center is None else center
     reach = max(float(np.abs(rewards - center).max()), 1e-6 * max(1.0, abs(center)))
     return TwoSlopeNorm(center, center - reach, center + reach)
@@ -129,7 +150,7 @@ def token_heatmap(
     colors, strip = mpl.colormaps[DIVERGING], mpl.colormaps[SEQUENTIAL]
     y = 0.2
     for name, tokens in responses.items():
-        axes.text(0, y + 0.55, name, weight="bold", va="center", fontsize=9, parse_math=False)
+        axes.text(0, y + 0.55, _label(name), weight="bold", va="center", fontsize=9, parse_math=False)
         y += 1.1
         for members in lines[name]:
             x = 10.0
@@ -150,7 +171,7 @@ def token_heatmap(
             y += 0.5
     _bars(figure, norm, bool(rows), bottom, inches)
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, y=1 - 0.08 / inches, va="top", parse_math=False)
+        figure.suptitle(_label(title), x=0.01, ha="left", fontsize=10, y=1 - 0.08 / inches, va="top", parse_math=False)
     return figure
 
 
@@ -181,7 +202,7 @@ def _write(axes, x: float, y: float, text: str, background, size: float) -> None
 
 def _strip(axes, y: float, row: Row, values: Sequence[float], members, colors, numbers: bool) -> None:
     x = 10.0
-    axes.text(9.6, y + 0.45, row.name, ha="right", va="center", fontsize=6.5, parse_math=False)
+    axes.text(9.6, y + 0.45, _label(row.name), ha="right", va="center", fontsize=6.5, parse_math=False)
     for index, width in members:
         value = float(values[index])
         color = (1, 1, 1, 1) if np.isnan(value) else colors(min(max(value, 0.0), 1.0))
@@ -216,6 +237,10 @@ def _font() -> FT2Font:
 def _drawable(text: str) -> str:
     """Replace what the font has no picture of; matplotlib would draw a box and complain."""
     return "".join(c if _font().get_char_index(ord(c)) else "\u25a1" for c in text)
+
+
+def _label(text: str) -> str:
+    return "\n".join(_drawable("".join(map(_visible, line))) for line in text.split("\n"))
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -270,7 +295,8 @@ def token_heatmap_html(
         spans = []
         for index, token in enumerate(tokens):
             values = [f"reward {token.reward:.3f}"]
-            values += [f"{row.name} {float(row.values[name][index]):.3f}" for row in rows if name in row.values]
+            given = [row for row in rows if name in row.values]
+            values += [f"{''.join(map(_visible, row.name))} {float(row.values[name][index]):.3f}" for row in given]
             color = colors(norm(token.reward))
             style = f"background:{rgb2hex(color)};color:{_ink(color)};{CHIP}"
             hover = html.escape("\n".join(values), quote=True)

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from icrm_lib import runtime
-from icrm_lib.base_model import LogFile, load_causal_lm
+from icrm_lib.base_model import load_causal_lm
+from icrm_lib.checkpoints import LogFile
 from icrm_lib.generator import model_fingerprint, model_scorer
 from icrm_lib.measures import TokenScorer
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.records import fingerprint
 from icrm_lib.sampling import SamplingSettings, greedy, sample
-from icrm_lib.testbed import Language
 from icrm_lib.tokenization import tokenize_conversations
 from icrm_lib.workspace import Workspace
 
@@ -277,7 +277,6 @@ GROUP, GROUPS = 8, 2  # samples of a group, and groups a training prompt: each g
 # What tuning chose for DPO in the evidence (`implicit`), on validation labels; the same for every reward model.
 BETA, DPO_RATE, DPO_EPOCHS = 0.5, 1e-3, 5.0
 GRPO_RATE, GRPO_PROMPTS = 1e-3, 4  # ours; prompts a step
-LONGEST = 128  # tokens of a response
 KINDS = ("dpo", "grpo_outcome", "grpo_tokens")
 
 
@@ -290,7 +289,7 @@ def measure_policies(
     base model, on the training prompts; they are judged on the test prompts.
 
     Args:
-        workspace: on the testbed; its base model is the policy to begin with.
+        workspace: on the testbed, or with a judge in its profile; its base model is the policy to begin with.
         rewards: scores tokens; the last one of a response is its score.
         seed: of LoRA, data order and GRPO's samples.
         folder: for logs.
@@ -302,8 +301,8 @@ def measure_policies(
         number of `pairs`, the share of them that the gold score confirms (`pairs_right`, equal ones left out) and
         `left_out`.
     """
-    language, tokenizer = workspace.language, workspace.tokenizer
-    train, _, test = _prompts(language)
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    train, test = workspace.prompts("train"), workspace.prompts("test")
     policy = load_causal_lm(workspace.base_model).eval()
     samples = training_samples(workspace)
     scored = score_talks(tokenizer, rewards, _talks(train, samples))
@@ -324,7 +323,7 @@ def measure_policies(
             groups = samples.assign(prompt=samples["prompt"] * GROUPS + samples["index"] // GROUP)
             asked = [prompt for prompt in train for _ in range(GROUPS)]
             pairs, left_out = pairs_from_samples(groups, [v[-1] for v in scored], asked, held_out=test)
-            about = {"pairs": len(pairs), "pairs_right": _pairs_right(language, pairs), "left_out": left_out}
+            about = {"pairs": len(pairs), "pairs_right": _pairs_right(workspace, pairs), "left_out": left_out}
             options = replace(lora, learning_rate=DPO_RATE, epochs=DPO_EPOCHS)
             trainer = train_dpo(
                 workspace.base_model, tokenizer, pairs, options, folder=folder / kind, seed=seed, beta=BETA
@@ -341,7 +340,7 @@ def measure_policies(
                 folder=folder / kind,
                 seed=seed,
                 group=GROUP,
-                max_new_tokens=LONGEST,
+                max_new_tokens=longest,
             )
         about["seconds"] = round(time.perf_counter() - begin, 2)
         results[kind] = about | judge(trainer.model.merge_and_unload().eval())
@@ -358,26 +357,24 @@ def score_talks(
 
 def training_samples(workspace: Workspace) -> pd.DataFrame:
     """Return the base model's samples of the training prompts; drawn once and kept in `runs/`."""
-    settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=LONGEST, seed=1)
+    longest = workspace.profile.downstream.max_new_tokens
+    settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
     key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
     path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
     policy = load_causal_lm(workspace.base_model).eval()
-    return sample(policy, workspace.tokenizer, _prompts(workspace.language)[0], settings, path)
-
-
-def _prompts(language: Language) -> list[list[Conversation]]:
-    return [[[{"role": "user", "content": text}] for text in part] for part in language.split_prompts()]
+    return sample(policy, workspace.tokenizer, workspace.prompts("train"), settings, path)
 
 
 def _talks(prompts: Sequence[Conversation], samples: pd.DataFrame) -> list[Conversation]:
     return [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
 
 
-def _pairs_right(language: Language, pairs: Dataset) -> float:
-    def gold(text: str) -> float:
-        return language.gold_score([{"role": "assistant", "content": text}])
-
-    differences = [gold(row["chosen"]) - gold(row["rejected"]) for row in pairs]
+def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:
+    sides = [
+        workspace.judge([[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in pairs])
+        for side in ("chosen", "rejected")
+    ]
+    differences = sides[0] - sides[1]
     unequal = [value > 0 for value in differences if value != 0]
     return float(np.mean(unequal)) if unequal else float("nan")
 
@@ -390,18 +387,22 @@ def _judged(
     By prompt: the gold score of its most probable response (`greedy`), mean gold score and tokens of eight samples
     (`sampled`, `tokens`). And the samples' mean log-ratio to the reference, in nats a response (`kl`).
     """
-    language, tokenizer = workspace.language, workspace.tokenizer
-    written = greedy(policy, tokenizer, prompts, max_new_tokens=LONGEST)
-    settings = SamplingSettings(n=GROUP, max_new_tokens=LONGEST, seed=2)
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    written = greedy(policy, tokenizer, prompts, max_new_tokens=longest)
+    settings = SamplingSettings(n=GROUP, max_new_tokens=longest, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         samples = sample(policy, tokenizer, prompts, settings, Path(folder) / "samples.jsonl")
     talks = _talks(prompts, samples)
     rows = tokenize_conversations(tokenizer, talks)
     asked = [(row.input_ids, row.prompt_length) for row in rows]
     ours, theirs = (model_scorer(model, tokenizer.pad_token_id)(asked) for model in (policy, reference))
-    gold = np.array([language.gold_score(talk) for talk in talks]).reshape(len(prompts), GROUP)
+    gold = workspace.judge(talks).reshape(len(prompts), GROUP)
+    replies = [
+        [*prompt, {"role": "assistant", "content": response.text}]
+        for prompt, response in zip(prompts, written, strict=True)
+    ]
     return {
-        "greedy": [language.gold_score([{"role": "assistant", "content": response.text}]) for response in written],
+        "greedy": workspace.judge(replies).tolist(),
         "sampled": gold.mean(1).tolist(),
         "tokens": samples["tokens"].to_numpy().reshape(len(prompts), GROUP).mean(1).tolist(),
         "kl": float(np.mean([(a - b).sum() for a, b in zip(ours, theirs, strict=True)])),

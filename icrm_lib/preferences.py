@@ -6,22 +6,28 @@ rejected one.
 """
 
 import difflib
-import gzip
-import json
 import math
+import os
 import re
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
+import numpy as np
+import pyarrow as pa
+import regex
+import xxhash
 from datasets import Dataset, Features, List, Value
 
 from icrm_lib.records import fingerprint
+from icrm_lib.row_files import ENDINGS, BadRow, ending, file_rows, shown
 from icrm_lib.tokenization import Encoded, Message, ResponseTooLong, cut_prompt, encoder_for
 
 RATING_KEYS = (
@@ -29,7 +35,29 @@ RATING_KEYS = (
     ("chosen_score", "rejected_score"),
     ("score_chosen", "score_rejected"),
 )
-_BOM = b"\xef\xbb\xbf"
+LABEL_KEYS = ("chosen_label", "rejected_label")  # 1 where the response is right, 0 where it is wrong
+_ID_KEYS = ("id", "uid", "uuid")
+_BATCH = 1000  # rows that are Python objects at a time
+_COLUMNS = {
+    "prompt": List({"role": Value("string"), "content": Value("string")}),
+    "chosen": Value("string"),
+    "rejected": Value("string"),
+    "line": Value("int64"),
+    "prompt_id": Value("string"),
+    "source": Value("string"),
+    "margin": Value("float64"),
+}
+_SHAREGPT = (
+    "the ShareGPT form: rename 'conversations' to 'prompt', 'from' to 'role' (human: user, gpt: assistant), 'value' to "
+    "'content', and give the two replies as 'chosen' and 'rejected'"
+)
+# Keys with a meaning of their own, never a misspelt one.
+_OWN_KEYS = {"prompt", "chosen", "rejected", "prompt_id", "line", "source", "margin", *sum(RATING_KEYS, LABEL_KEYS)}
+# Something to see: not white space, a control character, or one that Unicode lets a font leave out (zero width).
+_VISIBLE = regex.compile(r"[^\s\p{Cc}\p{DI}\u2800]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # without the joiners: they change emoji and Persian words
+# Compatibility forms that say something else than their plain letters: x² and x2, ½ and 12, ℝ and R.
+_MEANT = ("<super>", "<sub>", "<fraction>", "<font>", "<circle>", "<square>")
 _JSON_NAMES = {
     bool: "boolean",
     int: "number",
@@ -90,6 +118,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kept} kept, {self.refused} refused"]
+        if not (self.kept or self.refused or self.notes):
+            lines.append("  it has no rows; check that it is the right one and was written to its end")
         for reason, count in self.counts().items():
             rows = [r for r in self.refusals if r.reason == reason]
             where = ", ".join(str(r.line) for r in rows[:5]) + (", ..." if count > 5 else "")
@@ -100,19 +130,16 @@ class Report:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-class BadRow(ValueError):
-    """A fault of one row; see `Refusal` for reason and remedy."""
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(f"{reason}; {remedy}")
-        self.reason, self.remedy = reason, remedy
-
-
 # Loading --------------------------------------------------------------------------------------------------
 
 
 def load_preferences(
-    source: str | Path, *, split: str = "train", strict: bool = False, revision: str | None = None
+    source: str | Path,
+    *,
+    split: str = "train",
+    strict: bool = False,
+    revision: str | None = None,
+    file: str | Path | None = None,
 ) -> tuple[Dataset, Report]:
     """Read preference pairs; every good row is kept, every bad one reported.
 
@@ -123,7 +150,12 @@ def load_preferences(
       equal up to the final reply. `prompt` may be left out with whole conversations.
 
     Optional keys: `source` (text), and a margin: `margin`, or one of the pairs in `RATING_KEYS` (margin is
-    then their difference).
+    then their difference). Other keys are ignored; that an `id` occurs twice is noted.
+
+    Texts are kept as they are. Refused is what would become something else on the way or teaches nothing, among it
+    texts without a visible character, replies that look the same, tool calls (they are no text), and ShareGPT's
+    `conversations`, `from` and `value`, of which nobody has fixed how two replies are written (the remedy says what to
+    rename).
 
     Args:
         source: a .jsonl, .json (array or lines; both may end in .gz) or .parquet file, or a hub id
@@ -131,6 +163,8 @@ def load_preferences(
         split: split of a hub data set, slices like "train[:1000]" included. A file has only "train".
         strict: raise at the first bad row instead of leaving it out.
         revision: branch, tag or commit of a hub data set.
+        file: Arrow file to write the rows to, which the result then reads from disk as it is asked (an existing one
+            is overwritten; no data set may still read it). In memory when None.
 
     Returns:
         A data set with the columns `prompt` (list of messages), `chosen` and `rejected` (str), `line` (int,
@@ -139,20 +173,26 @@ def load_preferences(
 
     Raises:
         FileNotFoundError, IsADirectoryError: `source` is no file.
-        ValueError: unknown file type, not a single usable row (the message holds the report), or with
-            `strict` a bad row.
+        ValueError: unknown file type, a file that is damaged or in another encoding as a whole (see
+            `row_files.file_rows`), not a single usable row (the message holds the report), or with `strict` a bad row.
         ConnectionError: the hub data set cannot be loaded.
     """
     name, rows = _open(source, split, revision)
-    return _collect(name, rows, strict)
+    ids = array("Q")
+    pairs, report = collect_preferences(name, _with_ids(rows, ids), strict=strict, file=file)
+    report.notes += _repeated(ids)
+    return pairs, report
 
 
-def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset, Report]:
+def preference_rows(
+    dataset: Dataset, *, strict: bool = False, file: str | Path | None = None
+) -> tuple[Dataset, Report]:
     """Bring preference pairs that are already a data set into the form that `load_preferences` returns.
 
     Args:
         dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
         strict: raise at the first bad row instead of leaving it out.
+        file: as in `load_preferences`.
 
     Returns:
         Data set and report, as `load_preferences`.
@@ -160,7 +200,24 @@ def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset,
     Raises:
         ValueError: not a single usable row, or with `strict` a bad row.
     """
-    return _collect(_name_of(dataset), zip(_lines_of(dataset), dataset, strict=True), strict)
+    dataset = dataset.with_format(None)  # numbers and lists, not tensors
+    rows, ids = zip(_lines_of(dataset), dataset, strict=True), array("Q")
+    pairs, report = collect_preferences(_name_of(dataset), _with_ids(rows, ids), strict=strict, file=file)
+    report.notes += _repeated(ids)
+    return pairs, report
+
+
+def _with_ids(rows: Iterable[tuple[int, Any]], ids: array) -> Iterator[tuple[int, Any]]:
+    """Pass rows on and collect a hash of each one's id."""
+    for line, row in rows:
+        if isinstance(row, dict) and (own := [row[key] for key in _ID_KEYS if row.get(key) is not None]):
+            ids.append(xxhash.xxh3_64_intdigest(repr(own).encode()))
+        yield line, row
+
+
+def _repeated(ids: array) -> list[str]:
+    count = len(ids) - len(set(ids))
+    return [f"{count} rows have the id of an earlier row (ids decide nothing)"] if count else []
 
 
 def _name_of(dataset: Dataset) -> str:
@@ -173,89 +230,173 @@ def _lines_of(dataset: Dataset) -> Sequence[int]:
     return range(1, len(dataset) + 1)
 
 
-def _collect(name: str, rows: Iterable[tuple[int, Any]], strict: bool) -> tuple[Dataset, Report]:
-    report, pairs = Report(name), []
+def collect_preferences(
+    name: str,
+    rows: Iterable[tuple[int, Any]],
+    *,
+    strict: bool = False,
+    file: str | Path | None = None,
+    carry: Sequence[str] = (),
+    without: Mapping[str, Container[str]] | None = None,
+) -> tuple[Dataset, Report]:
+    """Read preference pairs that come one by one; at most `_BATCH` of them are Python objects at a time.
+
+    Args:
+        name: of the source, for the report.
+        rows: (line, row) with rows as `load_preferences` describes them; a `BadRow` in place of a row is reported.
+        strict, file: as in `load_preferences`.
+        carry: keys of further numbers that every row has, kept as float64 columns; for example `LABEL_KEYS`.
+        without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
+
+    Returns:
+        Data set and report, as `load_preferences`.
+
+    Raises:
+        ValueError: not a single usable row, or with `strict` a bad row.
+    """
+    report, tally = Report(name), _Tally()
+    schema = Features(_COLUMNS | {key: Value("float64") for key in carry}).arrow_schema
+    good = _good_rows(rows, report, strict, carry, without or {}, tally)
+    with pa.OSFile(str(file), "wb") if file else pa.BufferOutputStream() as sink:
+        with pa.ipc.new_stream(sink, schema) as writer:
+            while batch := list(islice(good, _BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        buffer = None if file else sink.getvalue()
+    report.kept = len(tally)
+    report.notes += tally.notes()
+    if not report.kept:
+        raise ValueError(f"no usable preference pair:\n{report}")
+    dataset = Dataset.from_file(str(file)) if file else Dataset.from_buffer(buffer)
+    return _described(dataset, name), report
+
+
+def open_preferences(file: str | Path, name: str) -> Dataset:
+    """Return the data set that was written with `file=`, memory-mapped.
+
+    Args:
+        file: the Arrow file.
+        name: of the source, for later reports.
+    """
+    return _described(Dataset.from_file(str(file)), name)
+
+
+def _described(dataset: Dataset, name: str) -> Dataset:
+    # Columns are fixed before the first row is known. A margin of 0 in place of a missing one would silently change
+    # the loss of those rows, so some missing ones cost the column.
+    nulls = {key: dataset.data.column(key).null_count for key in ("source", "margin")}
+    unused = [key for key, least in (("source", len(dataset)), ("margin", 1)) if nulls[key] >= least]
+    dataset = dataset.remove_columns(unused)
+    dataset.info.description = name  # later reports name it
+    return dataset
+
+
+def _good_rows(
+    rows: Iterable[tuple[int, Any]],
+    report: Report,
+    strict: bool,
+    carry: Sequence[str],
+    without: Mapping[str, Container[str]],
+    tally: "_Tally",
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of the data set for each row that can be used; the others go into report and tally."""
     for line, row in rows:
         try:
-            pairs.append((line, _read_pair(row)))
+            pair = _read_pair(row)
+            carried = {key: _number(_require(row, key), key) for key in carry}
         except BadRow as bad:
-            refusal = Refusal(name, line, bad.reason, bad.remedy)
+            refusal = Refusal(report.source, line, bad.reason, bad.remedy)
             if strict:
                 raise ValueError(str(refusal)) from bad
             report.refusals.append(refusal)
-    report.kept = len(pairs)
-    if not pairs:
-        raise ValueError(f"no usable preference pair:\n{report}")
-    dataset = _as_dataset(pairs, report)
-    dataset.info.description = name  # later reports name it
-    return dataset, report
+            continue
+        values = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "line": line}
+        values |= {"prompt_id": identify_prompt(pair.prompt), "source": pair.source, "margin": pair.margin}
+        if others := [name for name, ids in without.items() if values["prompt_id"] in ids]:
+            tally.elsewhere[others[0]] += 1
+            continue
+        tally.add(values)
+        yield values | carried
+
+
+class _Tally:
+    """Counts over all rows, at 16 bytes a row: a row is known by a hash of its texts."""
+
+    def __init__(self) -> None:
+        self.rated, self.contrary = 0, 0
+        self.elsewhere: Counter[str] = Counter()
+        self.rows, self.opposites = array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rated += row["margin"] is not None
+        self.contrary += row["margin"] is not None and row["margin"] < 0
+        sides = row["chosen"], row["rejected"]
+        for hashes, (one, other) in ((self.rows, sides), (self.opposites, sides[::-1])):
+            hashes.append(xxhash.xxh3_64_intdigest(f"{row['prompt_id']}{len(one)} {one}{other}".encode()))
+
+    def notes(self) -> list[str]:
+        """Return what the report says about the rows that were kept."""
+        rows, opposites = np.array(self.rows), np.array(self.opposites)
+        known, first = np.unique(rows, return_index=True)
+        # Where the opposite of a row would stand among the known ones; an earlier row has it or none has.
+        place = np.searchsorted(known, opposites) % max(len(known), 1)
+        opposed = (known[place] == opposites) & (first[place] < np.arange(len(rows)))
+        notes = [f"{count} rows left out: their prompt is in {name}" for name, count in self.elsewhere.items()]
+        if 0 < self.rated < len(rows):
+            notes.append(f"no margin column: only {self.rated} of {len(rows)} rows are rated")
+        counts = {
+            "rate the chosen reply lower than the rejected one": self.contrary,
+            "repeat an earlier row": len(rows) - len(known),
+            "prefer the opposite of an earlier row": int(opposed.sum()),
+        }
+        return notes + [f"{count} rows {what} (kept)" for what, count in counts.items() if count]
+
+
+class PromptIds:
+    """The distinct prompts of a data set, 8 bytes each; `prompt_id in ids` says whether one occurs.
+
+    Args:
+        dataset: with a column `prompt_id` of 16 hex digits.
+    """
+
+    def __init__(self, dataset: Dataset):
+        column = (
+            prompt_id for batch in dataset.select_columns("prompt_id").iter(_BATCH) for prompt_id in batch["prompt_id"]
+        )
+        self._ids = np.unique(np.fromiter((int(prompt_id, 16) for prompt_id in column), np.uint64, len(dataset)))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __contains__(self, prompt_id: str) -> bool:
+        value = np.uint64(int(prompt_id, 16))
+        place = np.searchsorted(self._ids, value)
+        return bool(place < len(self._ids) and self._ids[place] == value)
 
 
 def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:
     """Return the source's name for reports, and its rows with their line numbers."""
-    path = Path(source).expanduser()
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    # os.path's answers are False where pathlib's raise: the home of somebody unknown, a name that is too long.
+    path = Path(os.path.expanduser(source))
+    found = os.path.exists(path)
     looks_like_hub = isinstance(source, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)
-    if looks_like_hub and not path.exists() and suffix not in _READERS:
+    if looks_like_hub and not found and ending(path) not in ENDINGS:
         return source, enumerate(_read_hub(source, split, revision), 1)
     name = path.name if path.is_absolute() else str(source)
-    if path.is_dir():
-        raise IsADirectoryError(f"{name} is a directory; name one .jsonl, .json or .parquet file in it")
-    if not path.exists():
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name!r} is a directory; name one .jsonl, .json or .parquet file in it")
+    if not found:
         raise FileNotFoundError(
-            f"there is no file {name!r}, and it is no hub id (owner/name) either; check the spelling, or "
+            f"there is no file {name[:200]!r}, and it is no hub id (owner/name) either; check the spelling, or "
             "give a path that is absolute or starts where the program runs (in the notebooks: the project's folder)"
         )
-    if suffix not in _READERS:
-        raise ValueError(f"cannot read {name!r}: {suffix!r} is none of {', '.join(_READERS)}; convert the file")
     if split != "train" or revision is not None:
         raise ValueError(
             f"split={split!r} and revision={revision!r} are for hub data sets, but {name!r} is a file; drop them"
         )
-    return name, _READERS[suffix](path)
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        if file.peek(1).removeprefix(_BOM).lstrip().startswith(b"["):
-            rows = _parse(file.read())
-            yield from enumerate(rows if isinstance(rows, list) else [rows], 1)
-            return
-        # Lines end at b"\n" and nowhere else: U+2028, U+0085 and others are ordinary characters inside a JSON
-        # string.
-        for line, raw in enumerate(file, 1):
-            if raw.removeprefix(_BOM).strip():
-                yield line, _parse(raw)
-
-
-def _parse(raw: bytes) -> Any:
-    """Return the parsed JSON text, or the `BadRow` that it is."""
-    try:
-        # without its line end, so that an error at the end of the line is not put on the next one
-        return json.loads(raw.removeprefix(_BOM).rstrip(b"\r\n").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        byte = raw.removeprefix(_BOM)[error.start]
-        return BadRow("not UTF-8", f"byte 0x{byte:02x} at offset {error.start}; save the file as UTF-8")
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        return BadRow("JSON syntax error", f"{error.msg} at {place}; write one complete JSON object per line")
-    except (ValueError, RecursionError) as error:  # integers of thousands of digits, thousands of brackets
-        return BadRow("JSON out of bounds", f"{error}; simplify the row")
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".jsonl.gz": _read_json,
-    ".json.gz": _read_json,
-    ".parquet": _read_parquet,
-}
+    return name, file_rows(path, name)
 
 
 def _read_hub(source: str, split: str, revision: str | None) -> Dataset:
@@ -269,52 +410,9 @@ def _read_hub(source: str, split: str, revision: str | None) -> Dataset:
         ) from error
 
 
-def _as_dataset(pairs: list[tuple[int, "_Pair"]], report: Report) -> Dataset:
-    """Turn checked pairs into a data set; remarks about them go into the report's notes."""
-    columns: dict[str, list] = {
-        "prompt": [pair.prompt for _, pair in pairs],
-        "chosen": [pair.chosen for _, pair in pairs],
-        "rejected": [pair.rejected for _, pair in pairs],
-        "line": [line for line, _ in pairs],
-        "prompt_id": [_prompt_id(pair.prompt) for _, pair in pairs],
-    }
-    features = {
-        "prompt": List({"role": Value("string"), "content": Value("string")}),
-        "chosen": Value("string"),
-        "rejected": Value("string"),
-        "line": Value("int64"),
-        "prompt_id": Value("string"),
-    }
-    if any(pair.source is not None for _, pair in pairs):
-        columns["source"], features["source"] = [pair.source for _, pair in pairs], Value("string")
-    margins = [pair.margin for _, pair in pairs]
-    rated = sum(margin is not None for margin in margins)
-    if rated == len(pairs):
-        columns["margin"], features["margin"] = margins, Value("float64")
-    elif rated:
-        # A margin of 0 in place of a missing one would silently change the loss of those rows.
-        report.notes.append(f"no margin column: only {rated} of {len(pairs)} rows are rated")
-    if contrary := sum(margin is not None and margin < 0 for margin in margins):
-        report.notes.append(f"{contrary} rows rate the chosen reply lower than the rejected one (kept)")
-    report.notes += _repetitions(columns)
-    return Dataset.from_dict(columns, features=Features(features))
-
-
-def _prompt_id(prompt: list[Message]) -> str:
+def identify_prompt(prompt: list[Message]) -> str:
+    """Return the `prompt_id` of a prompt: 16 hex digits that white space and Unicode composition do not change."""
     return fingerprint([[m["role"], " ".join(_normal(m["content"]).split())] for m in prompt])
-
-
-def _repetitions(columns: dict[str, list]) -> list[str]:
-    notes, seen, repeated, contrary = [], set(), 0, 0
-    for key in zip(columns["prompt_id"], columns["chosen"], columns["rejected"], strict=True):
-        repeated += key in seen
-        contrary += (key[0], key[2], key[1]) in seen
-        seen.add(key)
-    if repeated:
-        notes.append(f"{repeated} rows repeat an earlier row (kept)")
-    if contrary:
-        notes.append(f"{contrary} rows prefer the opposite of an earlier row (kept)")
-    return notes
 
 
 # One row: its form, then the checks -----------------------------------------------------------------------
@@ -376,15 +474,21 @@ def _require(row: dict, key: str) -> Any:
         return row[key]
     if key in row:
         raise BadRow(f"{key!r} is null", "fill it or drop the row")
-    near = difflib.get_close_matches(key, [k for k in row if k not in ("prompt", "chosen", "rejected")], 1)
-    have = ", ".join(list(row)[:8]) or "none"
-    raise BadRow(f"missing key {key!r}", f"rename {near[0]!r} to {key!r}" if near else f"add it (keys here: {have})")
+    if "conversations" in row:
+        raise BadRow(f"missing key {key!r}", f"the row has {_SHAREGPT}")
+    names = {name.strip().casefold(): name for name in row if name not in _OWN_KEYS}
+    near = difflib.get_close_matches(key, names, 1)
+    have = ", ".join(map(shown, list(row)[:8])) or "none"
+    remedy = f"rename {names[near[0]]!r} to {key!r}" if near else f"add it (keys here: {have})"
+    raise BadRow(f"missing key {key!r}", remedy)
 
 
 def _messages(value: Any, key: str, role: str) -> list[Message]:
     """Return a text as one message of this role, and a list of messages as it is, without other keys."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
+    if isinstance(value, dict):
+        _check_plain(value, key)
     if not isinstance(value, list):
         raise BadRow(f"wrong type in {key!r}", f"found {_type_name(value)}; give a text or a list of messages")
     if not value:
@@ -395,11 +499,25 @@ def _messages(value: Any, key: str, role: str) -> list[Message]:
                 f"wrong type in {key!r}",
                 f"a message is {_type_name(message)}; give objects with role and content",
             )
+        _check_plain(message, key)
         for part in ("role", "content"):
             if not isinstance(message.get(part), str):
                 found = _type_name(message[part]) if part in message else f"no {part!r}"
                 raise BadRow(f"message without text in {key!r}", f"a message has {found} for {part!r}; give text")
     return [{"role": m["role"], "content": m["content"]} for m in value]
+
+
+def _check_plain(message: dict, key: str) -> None:
+    if message.keys() >= {"from", "value"} and message.keys().isdisjoint({"role", "content"}):
+        raise BadRow(f"ShareGPT keys in {key!r}", f"a message has {_SHAREGPT}")
+    tools = [name for name in ("tool_calls", "function_call") if message.get(name)]
+    if tools or message.get("role") in ("tool", "function"):
+        found = tools[0] if tools else f"role {message['role']}"
+        # Left out, it would make another conversation of this one.
+        raise BadRow(
+            f"tool call in {key!r}",
+            f"a message has {found!r}, which is no text; write calls and results into 'content', or drop the row",
+        )
 
 
 def _check_roles(turns: list[Message], key: str) -> None:
@@ -423,15 +541,17 @@ def _check_roles(turns: list[Message], key: str) -> None:
 def _margin(row: dict) -> float | None:
     if row.get("margin") is not None:
         return _number(row["margin"], "margin")
-    for better, worse in RATING_KEYS:
-        if row.get(better) is not None and row.get(worse) is not None:
-            return _number(row[better], better) - _number(row[worse], worse)
+    for keys in RATING_KEYS:
+        ratings = [_number(row[key], key) for key in keys if row.get(key) is not None]
+        if len(ratings) == 2:
+            return ratings[0] - ratings[1]
     return None
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"wrong type in {key!r}", f"found {_type_name(value)}; give a number")
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):  # decimals come from Parquet
+        found = f"str {value[:20]!r}" if isinstance(value, str) else _type_name(value)
+        raise BadRow(f"wrong type in {key!r}", f"found {found}; give a number")
     try:
         number = float(value)
     except OverflowError:
@@ -452,15 +572,23 @@ def _check_encodable(pair: _Pair) -> None:
             ) from None
 
 
+def _check_nul(pair: _Pair) -> None:
+    for key, text in (*pair.texts(), ("source", pair.source or "")):
+        if (at := text.find("\0")) >= 0:
+            raise BadRow(f"NUL character in {key!r}", f"at {at}; many tools end a text there, remove it")
+
+
 def _check_text(pair: _Pair) -> None:
     for key, text in pair.texts():
+        if _VISIBLE.search(text):
+            continue
         # An empty system turn is common and means something: no default system prompt.
-        if not text.strip() and not (key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}):
+        if not (key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}):
             raise BadRow(f"empty text in {key!r}", f"found {text[:20]!r}; fill it or drop the row")
 
 
 def _check_different(pair: _Pair) -> None:
-    if _normal(pair.chosen) == _normal(pair.rejected):
+    if _same(pair.chosen, pair.rejected):
         raise BadRow("chosen equals rejected", f"both are {pair.chosen[:40]!r}; nothing is preferred, drop the row")
 
 
@@ -470,11 +598,29 @@ def _check_margin(pair: _Pair) -> None:
 
 
 # Each takes a well-formed pair and raises BadRow. A new kind of fault is a new function here.
-CHECKS: tuple[Callable[[_Pair], None], ...] = (_check_encodable, _check_text, _check_different, _check_margin)
+CHECKS: tuple[Callable[[_Pair], None], ...] = (
+    _check_encodable,
+    _check_nul,
+    _check_text,
+    _check_different,
+    _check_margin,
+)
 
 
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
+
+
+def _same(one: str, other: str) -> bool:
+    """Say whether nobody could tell two replies apart. White space inside a line counts, as it does in code."""
+    one, other = (_normal(_INVISIBLE.sub("", text).replace("\r\n", "\n")) for text in (one, other))
+    if one == other:
+        return True
+    if one.isascii() and other.isascii():
+        return False
+    if unicodedata.normalize("NFKC", one) != unicodedata.normalize("NFKC", other):
+        return False
+    return not any(unicodedata.decomposition(c).startswith(_MEANT) for c in one + other)
 
 
 def _type_name(value: Any) -> str:
@@ -541,8 +687,8 @@ def tokenize_pairs(
     Returns:
         A data set with the columns `chosen_ids` and `rejected_ids` (lists of int32; the names TRL's
         RewardTrainer takes as already tokenised), `prompt_length` (int32, for both sides), and `margin`,
-        `prompt_id`, `source`, `line` where the input has them; and a report with the rows left out (reply too
-        long, or impossible under the chat template).
+        `LABEL_KEYS`, `prompt_id`, `source`, `line` where the input has them; and a report with the rows left out
+        (reply too long, or impossible under the chat template).
 
     Raises:
         ValueError: an unprepared tokenizer, a missing column, or not a single usable row.
@@ -550,7 +696,7 @@ def tokenize_pairs(
     encoder_for(tokenizer)  # an unprepared tokenizer is refused here, not in a worker process
     if missing := {"prompt", "chosen", "rejected"} - set(dataset.column_names):
         raise ValueError(f"the data set has no column {sorted(missing)[0]!r}; load it with load_preferences")
-    carried = [name for name in ("margin", "prompt_id", "source", "line") if name in dataset.column_names]
+    carried = [name for name in ("margin", *LABEL_KEYS, "prompt_id", "source", "line") if name in dataset.column_names]
     ids = List(Value("int32"))
     features = {"chosen_ids": ids, "rejected_ids": ids, "prompt_length": Value("int32")}
     features |= {name: dataset.features[name] for name in carried} | {

@@ -121,6 +121,15 @@ class RewardModelSettings:
 
 
 @dataclass(frozen=True)
+class DownstreamSettings:
+    """Best-of-N and policies: what is written, and who says what it is worth."""
+
+    judge: str = ""  # one-label reward model, a directory or hub id; on the testbed the gold score is the judge
+    prompts: int = 0  # of each split, at most; 0 = all
+    max_new_tokens: int = 128  # longest response
+
+
+@dataclass(frozen=True)
 class Profile:
     """Everything that decides the size of a run. `name` is the stem of the YAML file."""
 
@@ -131,6 +140,7 @@ class Profile:
     base_model: BaseModelSettings = field(default_factory=BaseModelSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     reward_model: RewardModelSettings = field(default_factory=RewardModelSettings)
+    downstream: DownstreamSettings = field(default_factory=DownstreamSettings)
 
     def config(self) -> dict[str, Any]:
         """Return the profile as plain nested values, for records and cache keys."""

@@ -1,7 +1,11 @@
 """Results and artefacts on disk: a file or folder under its final name is always a whole one."""
 
+import errno
+import glob
 import json
+import logging
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -11,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from filelock import FileLock, Timeout
 
 from icrm_lib import runtime
 
 MANIFEST = "manifest.json"
+LEAST_SPACE = 1 << 20  # bytes; with less, whatever failed failed for lack of space
+logger = logging.getLogger(__name__)
 
 
 def fingerprint(value: Any) -> str:
@@ -32,28 +39,64 @@ def file_checksum(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Let an error that a full disk or a write-protected folder caused say so, whatever library raised it."""
+    path = Path(path)
+    try:
+        yield
+    except Exception as error:
+        shown, number = runtime.display_path(path), getattr(error, "errno", None)
+        if told := re.search(r"\(os error (\d+)\)", str(error)):  # how libraries in Rust say it, safetensors for one
+            number = int(told[1])
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        named = getattr(error, "filename", None)
+        if isinstance(named, str) and not Path(named).absolute().is_relative_to(path.absolute().parent):
+            raise  # another file is at fault
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise PermissionError(
+                number, f"cannot write {shown} ({os.strerror(number)}); make its folder writable, or choose another"
+            ) from error
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or shutil.disk_usage(folder).free < LEAST_SPACE:
+            raise OSError(
+                errno.ENOSPC, f"no space left while writing {shown}; make some and run again, what is finished is kept"
+            ) from error
+        raise
+
+
+def checksum(data: bytes) -> str:
+    """Return the 128-bit xxh3 checksum of some bytes; `file_checksum` gives the same for a file that holds them."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def write_json(path: str | Path, value: Any, *, compact: bool = False) -> Path:
-    """Write a JSON file so that no reader ever sees half of it (temporary name, fsync, rename).
+    """Write a JSON file so that no reader ever sees half of it.
 
     Args:
         path: the file; its folder is made.
         value: JSON-able, without nan.
         compact: one line, for files that come by the hundred.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     layout = {"separators": (",", ":")} if compact else {"indent": 1}
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout) + "\n"
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file so that no reader ever sees half of it (temporary name, fsync, rename); its folder is made."""
+    path = Path(path)
     temporary = _temporary(path)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return path
 
 
@@ -78,6 +121,8 @@ def read_json(path: str | Path) -> Any:
 def whole_folder(path: str | Path, key: dict) -> Iterator[Path]:
     """Build a folder under a temporary name; give it its final name only when the block ends without error.
 
+    Where two runs may build the same one, hold `locked(path)`: what a killed run left of it is removed first.
+
     Args:
         path: the final folder; an older one there is replaced.
         key: what the artefact depends on (JSON-able); stored in `manifest.json`, checked by `is_whole`.
@@ -86,18 +131,56 @@ def whole_folder(path: str | Path, key: dict) -> Iterator[Path]:
         the temporary folder, on the same file system, to write into.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            seal(temporary, key)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def seal(folder: str | Path, key: dict) -> None:
+    """Declare a folder finished: `manifest.json` gets `key` and every file's size and checksum; see `is_whole`."""
+    folder = Path(folder)
+    write_json(folder / MANIFEST, {"key": key, "files": _contents(folder)})
+
+
+def key_of(folder: str | Path) -> dict | None:
+    """Return the key that a folder was sealed with; None where there is no readable manifest."""
     try:
-        yield temporary
-        write_json(temporary / MANIFEST, {"key": key, "files": _contents(temporary)})
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        return read_json(Path(folder) / MANIFEST)["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Hold the lock of a file or folder that two runs could write at the same time; wait while another has it.
+
+    The lock is the operating system's, on a file in `.locks` beside it, and ends with the process that holds it.
+    """
+    path = Path(path)
+    lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
+    with explained(path):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.warning("another run is writing %s; waiting for it", runtime.display_path(path))
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _contents(folder: Path) -> dict[str, list]:
@@ -147,6 +230,10 @@ def _commit() -> str:
         return "unknown"  # an unpacked archive without git is a fair way to use the kit
 
 
+def _record_path(noun: str, profile: str) -> Path:
+    return runtime.project_root() / "results" / runtime.plain_name(profile) / runtime.plain_name(f"{noun}.json")
+
+
 def write_record(noun: str, profile: str, config: dict, metrics: Any) -> Path:
     """Write `results/<profile>/<noun>.json`: {config, environment, metrics}.
 
@@ -155,9 +242,11 @@ def write_record(noun: str, profile: str, config: dict, metrics: Any) -> Path:
         profile: the profile's name.
         config: the resolved configuration.
         metrics: JSON-able results; per seed where there are seeds.
+
+    Raises:
+        ValueError: a name that leads out of `results/<profile>`.
     """
-    path = runtime.project_root() / "results" / profile / f"{noun}.json"
-    return write_json(path, {"config": config, "environment": environment(), "metrics": metrics})
+    return write_json(_record_path(noun, profile), {"config": config, "environment": environment(), "metrics": metrics})
 
 
 def read_record(noun: str, profile: str) -> dict:
@@ -166,7 +255,7 @@ def read_record(noun: str, profile: str) -> dict:
     Raises:
         FileNotFoundError: it does not exist; the message names the command that makes it.
     """
-    path = runtime.project_root() / "results" / profile / f"{noun}.json"
+    path = _record_path(noun, profile)
     if not path.is_file():
         raise FileNotFoundError(
             f"no record {runtime.display_path(path)}; the notebook of that noun writes it: make run PROFILE={profile}"

@@ -11,6 +11,8 @@ from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from icrm_lib.safe_loading import NO_CODE, SAFE, refuse_pickles
+
 
 @dataclass
 class HeadOutput:
@@ -59,19 +61,34 @@ def add_mlp_head(model: PreTrainedModel, size: int) -> PreTrainedModel:
 
 
 def load_whole(path: str, **kwargs) -> PreTrainedModel:
-    size = getattr(AutoConfig.from_pretrained(path), "mlp_head_size", None)
+    """Load a whole one-label model, with a linear head or an MLP.
+
+    Args:
+        path: local directory or hub id.
+        kwargs: of `from_pretrained`.
+    """
+    refuse_pickles(path)
+    size = getattr(AutoConfig.from_pretrained(path, **NO_CODE), "mlp_head_size", None)
     if size is None:
-        return AutoModelForSequenceClassification.from_pretrained(path, **kwargs)
+        return AutoModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs)
     model = _fresh_mlp(path, size, **kwargs)
     model.score.load_state_dict(_saved_head(path))
     return model
 
 
 def load_adapter(path: str, **kwargs) -> PreTrainedModel:
+    """Load an adapter and its base model as one.
+
+    Args:
+        path: local directory of the adapter; its configuration names the base model.
+        kwargs: of the base model's `from_pretrained`.
+    """
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    for folder in (path, base):
+        refuse_pickles(folder)
     head = _saved_head(path)
     if "1.weight" not in head:
-        return AutoPeftModelForSequenceClassification.from_pretrained(path, **kwargs).merge_and_unload()
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        return AutoPeftModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs).merge_and_unload()
     model = _fresh_mlp(base, len(head["1.weight"]), **kwargs)  # PEFT knows linear heads only: it must find ours
     return PeftModel.from_pretrained(model, path).merge_and_unload()
 
@@ -80,7 +97,7 @@ def _fresh_mlp(path: str, size: int, **kwargs) -> PreTrainedModel:
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would report a missing linear head, and ours as unexpected
     try:
-        return add_mlp_head(AutoModelForSequenceClassification.from_pretrained(path, **kwargs), size)
+        return add_mlp_head(AutoModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs), size)
     finally:
         transformers.logging.set_verbosity(level)
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime, scoring
 from icrm_lib.reward_head import load_adapter, load_whole, reward_head
+from icrm_lib.safe_loading import NO_CODE
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation, tokenize_conversations
 
 Conversation = list[dict[str, str]]
@@ -102,14 +103,17 @@ class RewardModel:
             path: local directory or hub id.
             device: "cpu", "cuda", ...; the GPU when one is visible if None.
             dtype: weights' type; the checkpoint's own if None.
+
+        Raises:
+            ValueError: a directory with pickled weights only, or no reward model.
         """
         path = str(path)
-        kwargs = {"dtype": dtype or "auto", "use_safetensors": True, "num_labels": 1}
+        kwargs = {"dtype": dtype or "auto", "num_labels": 1}
         if (Path(path) / "adapter_config.json").is_file():
             model = load_adapter(path, **kwargs)
         else:
             model = load_whole(path, **kwargs)
-        return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path))
+        return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path, **NO_CODE))
 
     def score(
         self,

@@ -28,6 +28,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError, strip_color
 
+from icrm_lib import records
 from icrm_lib.profiles import nearest
 from icrm_lib.runtime import project_root
 
@@ -246,18 +247,18 @@ def execute(notebook: Notebook, output: Path, parameters: dict[str, Any], root: 
         RunError: a cell failed or the kernel died; the message shows cell, error and partial output.
         KeyboardInterrupt: the run was interrupted.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return papermill.execute_notebook(
-            notebook.path,
-            output,
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=root,
-            # The kernel listens on this machine only; its warning about unencrypted TCP would hide our lines.
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            progress_bar={"desc": notebook.name, "leave": False} if sys.stderr.isatty() else False,
-        )
+        with records.locked(output):  # of two runs in one folder the second waits
+            return papermill.execute_notebook(
+                notebook.path,
+                output,
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=root,
+                # The kernel listens on this machine only; its warning about unencrypted TCP would hide our lines.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                progress_bar={"desc": notebook.name, "leave": False} if sys.stderr.isatty() else False,
+            )
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from error

@@ -39,6 +39,20 @@ def resolve_path(path: str | Path) -> Path:
     return path if path.is_absolute() else project_root() / path
 
 
+def plain_name(name: str) -> str:
+    """Return a name that becomes one file or folder, as it is, after a look whether it would lead elsewhere.
+
+    Raises:
+        ValueError: it is empty, "." or "..", or holds a separator of folders.
+    """
+    if name in ("", ".", "..") or "\0" in name or Path(name).name != name:
+        raise ValueError(
+            f"{name!r} cannot name a file or folder of results, runs or figures: it must stay in its folder; use a "
+            "name without slashes that is not '.' or '..'"
+        )
+    return name
+
+
 def display_path(path: str | Path) -> str:
     """Return `path` relative to the project root where it lies inside, else its last part.
 
@@ -92,6 +106,16 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def processes() -> int:
+    """Return how many processes train together, as torchrun and `accelerate launch` say in the environment."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def process_index() -> int:
+    """Return which of them this one is, from 0."""
+    return int(os.environ.get("RANK", 0))
 
 
 def versions() -> dict[str, str]:

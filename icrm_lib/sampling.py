@@ -14,7 +14,7 @@ import xxhash
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from icrm_lib import runtime
+from icrm_lib import records, runtime
 from icrm_lib.tokenization import closing_token_ids
 
 logger = logging.getLogger(__name__)
@@ -81,27 +81,31 @@ def sample(
     path = Path(path)
     name = model if isinstance(model, str) else Path(model.name_or_path).name
     key = asdict(settings) | {"engine": engine, "model": Path(name).name, "template": _template_key(tokenizer)}
-    known = _read_samples(path, key)
-    waiting = list({_name(p): i for i, p in reversed(list(enumerate(prompts))) if _name(p) not in known}.values())[::-1]
-    if waiting:
-        draw = _engine(engine, model, tokenizer, settings)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        bar = tqdm(waiting, desc="sampling", unit="prompt", disable=not runtime.watched())
-        with open(path, "a", encoding="utf-8") as file:
-            if not known and file.tell() == 0:
-                file.write(json.dumps({"settings": key}) + "\n")
-            for i in bar:
-                known[_name(prompts[i])] = responses = draw(prompts[i])
-                line = {"prompt": prompts[i], "responses": [list(r) for r in responses]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+    with records.locked(path):  # two runs would write into each other's lines
+        known = _read_samples(path, key)
+        waiting = list({_name(p): i for i, p in reversed(list(enumerate(prompts))) if _name(p) not in known}.values())
+        if waiting:
+            _draw(_engine(engine, model, tokenizer, settings), prompts, waiting[::-1], known, path, key)
     rows = [
         {"prompt": i, "index": j, "response": text, "tokens": tokens, "finished": finished}
         for i, prompt in enumerate(prompts)
         for j, (text, tokens, finished) in enumerate(known[_name(prompt)])
     ]
     return pd.DataFrame(rows)
+
+
+def _draw(draw: Callable, prompts, waiting: list[int], known: dict[str, list], path: Path, key: dict) -> None:
+    """Append the responses of the waiting prompts to the file, one line each, and put them into `known`."""
+    bar = tqdm(waiting, desc="sampling", unit="prompt", disable=not runtime.watched())
+    with records.explained(path), open(path, "a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(json.dumps({"settings": key}) + "\n")
+        for i in bar:
+            known[_name(prompts[i])] = responses = draw(prompts[i])
+            line = {"prompt": prompts[i], "responses": [list(r) for r in responses]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Response(NamedTuple):
@@ -130,7 +134,14 @@ def _read_samples(path: Path, key: dict[str, Any]) -> dict[str, list[Response]]:
         logger.warning("%s: the last line is half-written; it is drawn again", runtime.display_path(path))
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    lines = [json.loads(line) for line in whole.splitlines()]  # bytes: no break at U+2028 in a response
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):  # bytes: no break at U+2028 in a response
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}:{number} is damaged ({error}); delete the line, its prompt is then drawn again, or the file"
+            ) from error
     if not lines:
         return {}
     if lines[0].get("settings") != key:
@@ -241,7 +252,7 @@ def _response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
 def _vllm(model: str, tokenizer, settings: SamplingSettings) -> Callable[[Conversation], list[Response]]:
     from vllm import LLM, SamplingParams  # optional: pip install -e ".[vllm]"
 
-    llm = LLM(str(model), seed=settings.seed)
+    llm = LLM(str(model), seed=settings.seed, load_format="safetensors")
 
     def draw(prompt: Conversation) -> list[Response]:
         params = SamplingParams(

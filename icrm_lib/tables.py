@@ -1,5 +1,7 @@
 """The paper's tables, from committed records alone: ours with interval and seeds beside the paper's, bold computed."""
 
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,12 +259,12 @@ def wide(frame: pd.DataFrame, bold: str = "**{}**") -> pd.DataFrame:
 
 def to_markdown(table: Table, frame: pd.DataFrame) -> str:
     """Return a table as Markdown with its title and what the brackets and the bold type mean."""
-    shown = wide(frame).reset_index()
-    lines = [f"## {table.title}", "", f"Twin of: {table.paper}.", ""]
+    # Names are text; only what `wide` makes of numbers is markup.
+    named = frame.assign(method=frame["method"].map(_markdown), measure=frame["measure"].map(_markdown))
+    shown = wide(named).reset_index()
+    lines = [f"## {_markdown(table.title)}", "", f"Twin of: {_markdown(table.paper)}.", ""]
     lines += ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
-    lines += [
-        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in shown.itertuples(index=False)
-    ]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
     return "\n".join([*lines, "", CAPTION, ""])
 
 
@@ -277,8 +279,13 @@ def to_latex(table: Table, frame: pd.DataFrame) -> str:
     shown = wide(frame.assign(method=frame["method"].map(_latex)), bold=r"\textbf{{{}}}")
     shown.columns = [_latex(str(column)) for column in shown.columns]
     shown = shown.replace("–", "--")
-    caption = f"{table.title}. {CAPTION}".replace("%", r"\%")
+    caption = f"{_latex(table.title)}. {_latex(CAPTION)}"
     return shown.to_latex(escape=False, caption=caption, label=f"tab:{table.name}")
+
+
+def _markdown(text: str) -> str:
+    # HTML in Markdown is HTML in a notebook's page.
+    return re.sub(r"([\\`*_\[\]|#$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _latex(text: str) -> str:
@@ -288,9 +295,9 @@ def _latex(text: str) -> str:
 
 def write(table: Table, frame: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Write a table as Markdown, CSV (all numbers) and LaTeX; returns the three paths."""
-    folder = Path(folder)
+    folder, name = Path(folder), runtime.plain_name(table.name)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{table.name}{suffix}" for suffix in (".md", ".csv", ".tex")]
+    paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
     paths[0].write_text(to_markdown(table, frame), encoding="utf-8")
     frame.round(6).to_csv(paths[1], index=False)
     paths[2].write_text(to_latex(table, frame), encoding="utf-8")
@@ -299,4 +306,4 @@ def write(table: Table, frame: pd.DataFrame, folder: str | Path) -> list[Path]:
 
 def tables_folder(profile: str) -> Path:
     """Where the tables of a profile lie."""
-    return runtime.project_root() / "figures" / profile
+    return runtime.project_root() / "figures" / runtime.plain_name(profile)

@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import ExportableState
 from transformers.utils.hub import cached_file
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
-from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
 from icrm_lib.base_model import refuse_transformed_logits, token_nll, without_adapter
+from icrm_lib.collation import LABEL_COLUMNS, REFERENCE_COLUMNS, STEP_COLUMNS, DataCollatorForConsistency
 from icrm_lib.generator import STATISTICS, columns
 from icrm_lib.objectives import (
     CENTERINGS,
@@ -43,7 +43,7 @@ from icrm_lib.objectives import (
 from icrm_lib.objectives import WEIGHTINGS as TERM_WEIGHTINGS
 from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import RewardModelSettings, nearest
-from icrm_lib.reward_head import capture_head, reward_head
+from icrm_lib.reward_head import HeadOutput, capture_head, reward_head
 from icrm_lib.tokenization import prepare_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,10 +53,7 @@ TEXT_FORMS = ("mean_nll", "grm_sft", "grm_dpo_noref", "grm_dpo")
 # Weights that the data bring (see `generator.STATISTICS`) or the collator arranges; the term takes them as they are.
 STATISTIC_OF = {"entropy": "negentropies", "top1_margin": "logmargins"}
 WEIGHTINGS = (*TERM_WEIGHTINGS, "shuffled", *STATISTIC_OF)
-REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
-LABEL_COLUMNS = ("chosen_label", "rejected_label")
-STEP_COLUMNS = ("chosen_step_values", "rejected_step_values")
-EXTRA_INPUTS = ("response_mask", "token_probs", "outcomes", "step_values", "reference")  # not for the model
+EXTRA_INPUTS = ("response_mask", "token_probs", "outcomes", "step_values", "reference", "pack")  # not for the model
 
 
 @dataclass
@@ -87,6 +84,9 @@ class ICRMConfig(RewardConfig):
         form, centering: see `objectives.consistency_terms`; centring plays no part for "outcome" and "process".
         scale_decay: decay of the running scale S, in [0, 1).
         scale_start: S before the first step, > 0.
+        padding_free: run a batch as few rows, each filled with whole responses, instead of one padded row a response.
+            Losses and gradients are the same; time and memory go to real tokens. For decoders of `transformers` that
+            keep packed sequences apart by their position ids (Llama, Gemma, Qwen 2 and 3, Mistral, ...).
     """
 
     consistency_weight: float = field(default=0.1, metadata={"help": "lambda of the consistency term, in [0, 1)."})
@@ -101,6 +101,7 @@ class ICRMConfig(RewardConfig):
     centering: str = field(default="response", metadata={"help": "What the token rewards are centred on."})
     scale_decay: float = field(default=0.95, metadata={"help": "Decay of the running scale S."})
     scale_start: float = field(default=0.5, metadata={"help": "S before the first step."})
+    padding_free: bool = field(default=False, metadata={"help": "Pack responses into full rows."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,6 +126,8 @@ class ICRMConfig(RewardConfig):
             raise ValueError(
                 f"scale_decay must be in [0, 1) and scale_start > 0, got {self.scale_decay} and {self.scale_start}"
             )
+        if self.padding_free and self.centering == "positions":
+            raise ValueError("centering='positions' averages over padding, and padding_free has none; drop one of them")
 
     @property
     def needs_probabilities(self) -> bool:
@@ -138,8 +141,9 @@ class ICRMConfig(RewardConfig):
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether training looks at more than the reward of the closing token, or at labels of its own."""
-        return self.consistency_weight > 0 or self.sft_weight > 0 or self.loss != "bradley_terry"
+        """Whether training looks at more than the reward of the closing token, or at labels of its own, or packs."""
+        terms = self.consistency_weight > 0 or self.sft_weight > 0
+        return terms or self.loss != "bradley_terry" or self.padding_free
 
     @property
     def is_trl(self) -> bool:
@@ -192,71 +196,34 @@ class ConsistencyScale(TrainerCallback, ExportableState):
             self.value = torch.tensor(stored["attributes"]["value"])
 
 
-@dataclass
-class DataCollatorForConsistency(DataCollatorForPreference):
-    """TRL's collator, plus what our terms read; rows 0..B-1 chosen, B..2B-1 rejected.
+def _call_packed(model: torch.nn.Module, head: HeadOutput, pack: torch.Tensor, hidden_rows: int) -> Callable:
+    """Return a stand-in for `model` that runs a padded batch packed and answers as if it had been padded.
 
-    Rows need `chosen_ids`, `rejected_ids`, `prompt_length`. Adds `response_mask` (bool), and by option:
-
-    Args:
-        statistic: a member of `generator.STATISTICS`, whose columns hold one log-weight a response token, or None.
-            Adds `token_probs`, their exponential.
-        shuffled: permute each response's log-weights, always in the same order for the same response.
-        labels: adds `outcomes` (2B,), from `LABEL_COLUMNS` or, without them, 1 for chosen and 0 for rejected.
-        steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
-        reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
+    What `head` captured is brought into the padded form too, the hidden states for the first `hidden_rows` rows only.
     """
 
-    statistic: str | None = "logprobs"
-    shuffled: bool = False
-    labels: bool = False
-    steps: bool = False
-    reference: bool = False
+    def call(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
+        size, width = input_ids.shape
+        filled = pack >= 0
+        ids = input_ids.flatten()[pack.clamp(min=0)]
+        # A token's column is its position; an empty place is a sequence of its own.
+        model(input_ids=ids, position_ids=torch.where(filled, pack % width, 0), use_cache=False)
+        source = torch.where(filled, pack, size * width).flatten()  # what is empty goes to one place too many
+        here = torch.arange(pack.numel(), device=pack.device)
+        where = torch.zeros(size * width + 1, dtype=torch.long, device=pack.device).scatter(0, source, here)
+        where = where[:-1].view(size, width)  # at padding arbitrary; masked by all who read it
+        head.rewards = head.rewards.flatten()[where]
+        head.hidden = head.hidden.flatten(0, 1)[where[:hidden_rows]]
+        closing = head.rewards.gather(1, attention_mask.sum(1, keepdim=True) - 1)
+        return SequenceClassifierOutput(logits=closing)
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super().torch_call(examples)
-        attended = output["attention_mask"].bool()
-        prompts = torch.tensor([row["prompt_length"] for row in examples] * 2)
-        mask = output["response_mask"] = attended & (torch.arange(attended.shape[1]) >= prompts[:, None])
-        if self.statistic:
-            values = _sides(examples, columns(self.statistic))
-            if self.shuffled:
-                values = [_permuted(value) for value in values]
-            weights = _placed(values, mask, "generator log-probabilities", fill=0.0)
-            output["token_probs"] = weights.exp() * mask
-        if self.labels:
-            given = LABEL_COLUMNS[0] in examples[0]
-            default = [1.0] * len(examples) + [0.0] * len(examples)
-            output["outcomes"] = torch.tensor(_sides(examples, LABEL_COLUMNS) if given else default).float()
-        if self.steps:
-            output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
-        if self.reference:
-            output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
-        return output
+    return call
 
 
-def _sides(examples: list[dict[str, Any]], names: tuple[str, str]) -> list:
-    return [row[name] for name in names for row in examples]
-
-
-def _placed(values: list, mask: torch.Tensor, what: str, *, fill: float) -> torch.Tensor:
-    # One list a response, put where its tokens are. Shape: that of mask.
-    placed = torch.full(mask.shape, fill)
-    for row, value in enumerate(values):
-        count = int(mask[row].sum())
-        if len(value) != count:  # a missing one would read as log 1: fully tied
-            raise ValueError(
-                f"a row has {count} response tokens but {len(value)} {what}; they belong to other data: compute them "
-                "again"
-            )
-        placed[row, mask[row]] = torch.as_tensor(value, dtype=torch.float32)
-    return placed
-
-
-def _permuted(values: list[float]) -> np.ndarray:
-    # Seeded by the values: an order drawn anew each epoch would average out to equal weights.
-    values = np.asarray(values, dtype=np.float32)
-    return np.random.default_rng(xxhash.xxh3_64_intdigest(values.tobytes())).permutation(values)
+def _of_pairs(value: torch.Tensor, pairs: int) -> torch.Tensor:
+    """The first `pairs` rows of each half of a tensor whose first axis is 2B."""
+    size = len(value) // 2
+    return value if pairs == size else torch.cat([value[:pairs], value[size : size + pairs]])
 
 
 class ICRMTrainer(RewardTrainer):
@@ -281,6 +248,7 @@ class ICRMTrainer(RewardTrainer):
 
     Raises:
         ValueError: the data lack columns that the loss reads, or no LM head can be found for the text term.
+        FloatingPointError: while training, a loss or gradient is nan or infinite; the batch is saved in `output_dir`.
     """
 
     _name = "ICRM"
@@ -315,6 +283,7 @@ class ICRMTrainer(RewardTrainer):
                 labels=args.needs_labels,
                 steps=args.loss == "process",
                 reference=args.sft_weight > 0 and args.text_form == "grm_dpo",
+                padding_free=args.padding_free,
             )
         super().__init__(
             model,
@@ -335,22 +304,37 @@ class ICRMTrainer(RewardTrainer):
         self.lm_head = self._find_lm_head(lm_head) if args.sft_weight > 0 else None
 
     def _find_lm_head(self, given: torch.Tensor | None) -> torch.Tensor | None:
-        # None stands for tied embeddings that stay as they are: no copy. Trained ones are copied before they move.
+        # None stands for tied embeddings that stay as they are: no copy. Trained ones are copied before they move, and
+        # FSDP and ZeRO-3 leave every process a slice, so there the whole matrix is read from the checkpoint.
         model = without_adapter(self.model)
         refuse_transformed_logits(model.config)
         embeddings = model.get_input_embeddings().weight
-        if given is None and model.config.get_text_config().tie_word_embeddings:
+        tied = model.config.get_text_config().tie_word_embeddings
+        if given is None and tied and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return embeddings.detach().clone() if embeddings.requires_grad else None
         if given is None:
             revision = (self.args.model_init_kwargs or {}).get("revision")
-            given = load_lm_head(model.config._name_or_path, revision=revision)
+            given = load_lm_head(model.config._name_or_path, revision=revision, tied=tied)
         return given.detach().to(self.accelerator.device)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if self.args.needs_tokens and "prompt_length" not in self._signature_columns:
             weights = [name for statistic in STATISTICS for name in columns(statistic)]
-            self._signature_columns += ["prompt_length", *weights, *LABEL_COLUMNS, *STEP_COLUMNS, *REFERENCE_COLUMNS]
+            self._signature_columns += [
+                "line",
+                "prompt_length",
+                *weights,
+                *LABEL_COLUMNS,
+                *STEP_COLUMNS,
+                *REFERENCE_COLUMNS,
+            ]
+
+    def _load_callback_state(self):
+        super()._load_callback_state()
+        counts = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        if counts:  # TRL counts from 0 again after a resumption
+            self._total_train_tokens = int(counts[-1])
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         if args.needs_tokens:
@@ -392,48 +376,113 @@ class ICRMTrainer(RewardTrainer):
                 logger.warning("%s: %s", dataset_name, report)
         return tokenized
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        state = self.accelerator.gradient_state
+        if batches and self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            # accelerate fills the last batch of an epoch with rows from its beginning, so that every process has one.
+            batches[-1]["epoch_remainder"] = state.remainder
+        return batches, items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        batch = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stop_unless_finite(loss, batch)
+        return loss
+
+    def _stop_unless_finite(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        """Save the batch and raise where loss or gradients are nan or infinite: every later weight would be nan."""
+        finite = torch.isfinite(loss.detach())
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        if gradients and self.accelerator.scaler is None:  # a loss scaler for float16 provokes overflows and skips them
+            finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+        everywhere = self.accelerator.reduce(finite.float(), "sum")
+        if everywhere >= self.accelerator.num_processes:
+            return
+        path = Path(self.args.output_dir) / f"non_finite_batch-{self.accelerator.process_index}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, path)
+        lines = f"rows {batch['line'].tolist()}" if "line" in batch else "its rows"
+        what = (
+            "loss" if not torch.isfinite(loss) else "gradient" if not finite else "loss or gradient of another process"
+        )
+        raise FloatingPointError(
+            f"the {what} of step {self.state.global_step + 1} is not finite; the batch ({lines} of the data) is in "
+            f"{path}. Look at these rows, lower the learning rate, or compute in float32; the last checkpoint is good"
+        )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
-        if args.is_trl:
+        inputs.pop("line", None)
+        remainder = inputs.pop("epoch_remainder", None)
+        if args.is_trl and remainder is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         extra = {name: inputs.pop(name) for name in EXTRA_INPUTS if name in inputs}
-        margin = inputs.get("margin")
+        pack, size = extra.pop("pack", None), len(inputs["input_ids"]) // 2
         with capture_head(self.model) as head:
-            trl_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        loss = self._response_loss(trl_loss, outputs.logits.squeeze(-1), margin, head.rewards, extra)
+            call = model if pack is None else _call_packed(model, head, pack, self._text_rows(size))
+            trl_loss, outputs = super().compute_loss(call, inputs, return_outputs=True)
+        # Rows that only fill up an epoch stay in the forward pass, which all processes must enter, and leave the loss.
+        pairs, share = self._real_pairs(size, remainder)
+        extra = {name: _of_pairs(value, pairs) for name, value in extra.items()}
+        closing, rewards = (_of_pairs(value, pairs) for value in (outputs.logits.squeeze(-1), head.rewards))
+        margin = inputs["margin"][:pairs] if "margin" in inputs else None
+        loss = self._response_loss(trl_loss if remainder is None else None, closing, margin, rewards, extra, share)
         metrics = {{"bradley_terry": "bt"}.get(args.loss, args.loss) + "_loss": loss}
         if args.positive_weight > 0:
-            metrics["positive_loss"] = positive_reward_penalty(outputs.logits.squeeze(-1).chunk(2)[0])
+            metrics["positive_loss"] = positive_reward_penalty(closing.chunk(2)[0]) * share
             loss = loss + args.positive_weight * metrics["positive_loss"]
         loss = (1.0 - args.consistency_weight) * loss
         if args.sft_weight > 0 and args.text_form != "mean_nll":
             loss = (1.0 - args.sft_weight) * loss
         if args.consistency_weight > 0:
-            loss = loss + args.consistency_weight * self._consistency(head.rewards, extra, metrics)
+            loss = loss + args.consistency_weight * self._consistency(rewards, extra, metrics, share)
         if args.sft_weight > 0:
-            metrics["sft_loss"] = self._text_loss(head.hidden, inputs["input_ids"], extra)
+            hidden = head.hidden[:pairs] if self._text_rows(size) == size else _of_pairs(head.hidden, pairs)
+            ids = _of_pairs(inputs["input_ids"], pairs)
+            metrics["sft_loss"] = self._text_loss(hidden, ids, extra) * share
             loss = loss + args.sft_weight * metrics["sft_loss"]
         if "response_mask" in extra:
-            metrics["token_reward_std"] = _spread(head.rewards, extra["response_mask"])
+            metrics["token_reward_std"] = _spread(rewards, extra["response_mask"])
         self._note(metrics)
         return (loss, outputs) if return_outputs else loss
 
-    def _response_loss(self, trl_loss, closing, margin, rewards, extra):
+    def _text_rows(self, pairs: int) -> int:
+        """How many rows the text term reads: the chosen ones, or all."""
+        return 2 * pairs if self.args.text_form in ("grm_dpo_noref", "grm_dpo") else pairs
+
+    def _real_pairs(self, pairs: int, remainder: int | None) -> tuple[int, float]:
+        """How many of this process's pairs count, at least one, and the weight of their mean.
+
+        The weight turns the mean over processes, which is what gradients become, into the mean over all pairs; it is 0
+        where the process has none of its own.
+        """
+        if remainder is None:
+            return pairs, 1.0
+        own = min(max(remainder - self.accelerator.process_index * self.args.train_batch_size, 0), pairs)
+        return max(own, 1), own * self.accelerator.num_processes / remainder
+
+    def _response_loss(self, trl_loss, closing, margin, rewards, extra, share):
         """L: TRL's Bradley-Terry loss as it is, ours with smoothed labels, or one of the pointwise losses."""
         args = self.args
         if args.loss == "outcome":
-            return outcome_loss(closing, extra["outcomes"])
+            return outcome_loss(closing, extra["outcomes"]) * share
         if args.loss == "process":
-            return process_loss(rewards, extra["step_values"], ~extra["step_values"].isnan())
-        if not args.label_smoothing:
+            labelled = ~extra["step_values"].isnan()
+            count = labelled.sum() * (share > 0)
+            total = self.accelerator.reduce(count, "sum").clamp(min=1)
+            return process_loss(rewards, extra["step_values"], labelled) * (
+                count * self.accelerator.num_processes / total
+            )
+        if trl_loss is not None and not args.label_smoothing:
             return trl_loss
         chosen, rejected = closing.chunk(2)
         loss = bradley_terry_loss(chosen, rejected, margin=margin, label_smoothing=args.label_smoothing)
         if args.center_rewards_coefficient is not None:  # as TRL does
             loss = loss + args.center_rewards_coefficient * (chosen + rejected).square().mean()
-        return loss
+        return loss * share
 
-    def _consistency(self, rewards, extra, metrics):
+    def _consistency(self, rewards, extra, metrics, share):
         """L_reg = A / S, with A and W pooled over the tokens of all processes."""
         mask = extra["response_mask"]
         token_probs = extra.get("token_probs")
@@ -446,14 +495,14 @@ class ICRMTrainer(RewardTrainer):
         else:
             term, scale = pointwise_consistency_terms(rewards, mask, token_probs, extra["outcomes"], **options)
         adjacent = mask[:, 1:] & mask[:, :-1]
-        count = adjacent.sum().to(scale.dtype)
+        count = adjacent.sum().to(scale.dtype) * (share > 0)
         sums = self.accelerator.reduce(torch.stack([scale * count, count]), "sum")
         if self.model.training:
             self.scale.update(sums[0] / sums[1].clamp(min=1))
         # DDP averages gradients over processes; this weight turns that into the mean over all their tokens.
-        share = count * self.accelerator.num_processes / sums[1].clamp(min=1)
-        normalised = term * share / self.scale.value.to(scale.device)
-        metrics["generator_probability"] = (token_probs[:, 1:] * adjacent).sum() / count.clamp(min=1)
+        weight = count * self.accelerator.num_processes / sums[1].clamp(min=1)
+        normalised = term * weight / self.scale.value.to(scale.device)
+        metrics["generator_probability"] = (token_probs[:, 1:] * adjacent).sum() / adjacent.sum().clamp(min=1)
         metrics["consistency_loss"] = normalised
         metrics["consistency_scale"] = self.scale.value.to(scale.device)
         return normalised
@@ -466,7 +515,7 @@ class ICRMTrainer(RewardTrainer):
         head = head.to(hidden.dtype)
         mask = extra["response_mask"]
         pairs = mask.shape[0] // 2
-        rows = 2 * pairs if self.args.text_form in ("grm_dpo_noref", "grm_dpo") else pairs
+        rows = self._text_rows(pairs)
         # The op's own mean is cheaper, but comes in the states' type: in bfloat16 a sum made of it is off by nats.
         sums_matter = self.args.text_form != "mean_nll" and hidden.dtype.itemsize < 4
         losses = []
@@ -474,7 +523,7 @@ class ICRMTrainer(RewardTrainer):
             predicted = mask[row, 1:]
             states, targets = hidden[row, :-1][predicted], input_ids[row, 1:][predicted]
             nll = token_nll(states, head, targets, reduction="none" if sums_matter else "mean")
-            losses.append(nll.float().mean())
+            losses.append(nll.to(torch.promote_types(nll.dtype, torch.float32)).mean())
         means = torch.stack(losses)
         if self.args.text_form == "mean_nll":
             return means.mean()
@@ -552,28 +601,30 @@ def _tokenizer_of(model: str | PreTrainedModel, args: ICRMConfig) -> PreTrainedT
     return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
 
-def load_lm_head(path: str, *, revision: str | None = None) -> torch.Tensor:
-    """Read `lm_head.weight` of a causal checkpoint without loading the rest. Shape: (V, H).
+def load_lm_head(path: str, *, revision: str | None = None, tied: bool = False) -> torch.Tensor:
+    """Read the output embeddings of a causal checkpoint without loading the rest. Shape: (V, H).
 
     Args:
         path: local directory or hub id.
         revision: of the hub id.
+        tied: they are the input embeddings, `model.embed_tokens.weight`; else `lm_head.weight`.
 
     Raises:
         ValueError: the checkpoint has no such tensor in safetensors files.
     """
+    wanted = "model.embed_tokens.weight" if tied else "lm_head.weight"
     optional = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     name, file = "model.safetensors", None
     if path:  # a model built from a configuration has no name
         index = cached_file(path, "model.safetensors.index.json", **optional)
         if index:
-            name = json.loads(Path(index).read_text())["weight_map"].get("lm_head.weight", name)
+            name = json.loads(Path(index).read_text())["weight_map"].get(wanted, name)
         file = cached_file(path, name, **optional)
     if file:
         with safe_open(file, framework="pt") as tensors:
-            if "lm_head.weight" in tensors.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
-                return tensors.get_tensor("lm_head.weight")
+            if wanted in tensors.keys():  # noqa: SIM118 (a safe_open handle is no mapping)
+                return tensors.get_tensor(wanted)
     raise ValueError(
-        f"no lm_head.weight in the safetensors files of {path!r}; pass lm_head=, start from a causal language model's "
+        f"no {wanted} in the safetensors files of {path!r}; pass lm_head=, start from a causal language model's "
         "checkpoint, or set sft_weight=0"
     )

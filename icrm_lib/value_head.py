@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from icrm_lib import runtime
 from icrm_lib.reward_head import add_mlp_head
 from icrm_lib.reward_model import RewardModel
+from icrm_lib.safe_loading import NO_CODE, SAFE, refuse_pickles
 
 logger = logging.getLogger(__name__)
 
@@ -61,19 +62,23 @@ def load_value_head(
     is_adapter = (folder / "adapter_config.json").is_file()
     if is_adapter or not body:
         base = base_model or _named_base(folder)
-        model = AutoModelForSequenceClassification.from_pretrained(str(base), use_safetensors=True, **kwargs)
+        refuse_pickles(base)
+        model = AutoModelForSequenceClassification.from_pretrained(str(base), **SAFE, **kwargs)
         if is_adapter:
+            refuse_pickles(folder)
             adapter = PeftConfig.from_pretrained(str(folder))
             adapter.task_type = None  # it names a causal language model, whose decoder has the layers of ours
             model = PeftModel.from_pretrained(model, str(folder), config=adapter).merge_and_unload()
     else:
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(str(folder), **kwargs))
+        model = AutoModelForSequenceClassification.from_config(
+            AutoConfig.from_pretrained(str(folder), **NO_CODE, **kwargs)
+        )
         decoder = {name.removeprefix("model."): value for name, value in body.items() if name.startswith("model.")}
         model.base_model.load_state_dict(decoder)
         model = model.to(kwargs["dtype"])
     _put_head(model, head)
     tokenizer = AutoTokenizer.from_pretrained(
-        str(folder if (folder / "tokenizer_config.json").is_file() else base_model)
+        str(folder if (folder / "tokenizer_config.json").is_file() else base_model), **NO_CODE
     )
     return RewardModel(model.to(device or runtime.device()), tokenizer)
 

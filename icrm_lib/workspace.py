@@ -6,17 +6,22 @@ setting makes a new folder and never meets an old one.
 
 import json
 import logging
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.base_model import load_causal_lm, scratch_tokenizer, small_llama, train_language_model
+from icrm_lib.collation import LABEL_COLUMNS
 from icrm_lib.generator import (
     Scorer,
     both_sides,
@@ -25,24 +30,28 @@ from icrm_lib.generator import (
     fit_generator,
     model_fingerprint,
     model_scorer,
+    vllm_scorer,
 )
-from icrm_lib.methods import method_settings, train_reward_model
+from icrm_lib.methods import method_settings, train_reward_model, whole_model
+from icrm_lib.paper_data import RECIPES, load_recipe, recipe_key, sampler
 from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
-from icrm_lib.profiles import Profile, load_profile
+from icrm_lib.profiles import GeneratorSettings, Profile, load_profile
 from icrm_lib.reward_model import RewardModel
+from icrm_lib.safe_loading import NO_CODE, refuse_pickles
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer
 from icrm_lib.training import reads_generator, statistic_of
 
 logger = logging.getLogger(__name__)
 
+Conversation = list[dict[str, str]]
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
 LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
 # The modules whose code decides an artefact; a change in one of them makes it anew.
 _DATA = ("testbed", "testbed_words", "preferences", "tokenization", "workspace")
 MAKERS = {
-    "pairs": ("testbed", "testbed_words"),
+    "pairs": ("testbed", "testbed_words", "row_files", "tokenization", "preferences", "sampling", "paper_data"),
     "tokenizer": ("base_model", "tokenization"),
     "base_model": (*_DATA, "base_model"),
     "generator": (*_DATA, "base_model", "generator"),
@@ -54,11 +63,13 @@ MAKERS = {
         "objectives",
         "reward_head",
         "reward_model",
+        "collation",
         "training",
         "methods",
     ),
 }
 GENERATOR_KINDS = ("fitted", "base", "exact")
+ENGINES = ("transformers", "vllm")
 
 
 class Workspace:
@@ -70,6 +81,7 @@ class Workspace:
         preferences: replaces the profile's data source when not empty ("testbed", a path, a hub id).
         base_model: replaces the profile's base model when not empty ("testbed", "scratch", a directory, a hub id).
         folder: where artefacts lie; `runs/<profile>/artefacts` when None.
+        strict: refuse a file of preferences at its first bad row instead of leaving the row out.
 
     Raises:
         ValueError: unknown profile or generator kind, or a combination that makes no sense.
@@ -83,6 +95,7 @@ class Workspace:
         preferences: str = "",
         base_model: str = "",
         folder: str | Path | None = None,
+        strict: bool = False,
     ):
         profile = load_profile(profile) if isinstance(profile, str) else profile
         self.profile = replace(
@@ -90,9 +103,10 @@ class Workspace:
             data=replace(profile.data, preferences=str(preferences or profile.data.preferences)),
             base_model=replace(profile.base_model, name=str(base_model or profile.base_model.name)),
         )
-        self.seed = seed
+        self.seed, self.strict = seed, strict
         self.replaced_data = str(preferences) not in ("", profile.data.preferences)
-        self.folder = Path(folder or runtime.project_root() / "runs" / profile.name / "artefacts")
+        name = runtime.plain_name(profile.name)
+        self.folder = Path(folder or runtime.project_root() / "runs" / name / "artefacts")
         if self.profile.base_model.name == "testbed" and not self.on_testbed:
             raise ValueError(
                 f"the testbed's model knows only the testbed's words, not those of {self.profile.data.preferences!r}; "
@@ -101,6 +115,8 @@ class Workspace:
         kind = self.profile.generator.kind
         if kind not in GENERATOR_KINDS or (kind == "exact" and not self.on_testbed):
             raise ValueError(f"generator kind {kind!r}: choose one of {GENERATOR_KINDS}; 'exact' on the testbed only")
+        if self.profile.generator.engine not in ENGINES:
+            raise ValueError(f"generator engine {self.profile.generator.engine!r}: choose one of {ENGINES}")
 
     @property
     def on_testbed(self) -> bool:
@@ -129,8 +145,15 @@ class Workspace:
             loaded = [load_preferences(folder / f"{split}.jsonl") for split in SPLITS]
             self.reports.extend(report for _, report in loaded)
             return dict(zip(SPLITS, (dataset for dataset, _ in loaded), strict=True))
+        if data.preferences in RECIPES:
+            loaded, reports = self._recipe()
+            self.reports.extend(reports)
+            return {
+                split: loaded[split].select(range(min(limit, len(loaded[split]))))  # the paper's order
+                for split, limit in zip(SPLITS, limits, strict=True)
+            }
         source = runtime.resolve_path(data.preferences) if _is_file(data.preferences) else data.preferences
-        dataset, report = load_preferences(source)
+        dataset, report = load_preferences(source, strict=self.strict)
         self.reports.append(report)
         prompts = len(set(dataset["prompt_id"]))
         if prompts < LEAST_PROMPTS:
@@ -156,6 +179,26 @@ class Workspace:
 
         return self._artefact("pairs", key, make)
 
+    def _recipe(self) -> tuple[dict[str, Dataset], list[Report]]:
+        """The data of a recipe of `paper_data` and their reports."""
+        data, draw = self.profile.data, None
+        key = recipe_key(data.preferences, data)
+        if data.preferences == "prm800k":
+            if self.profile.generator.kind != "base" or self.profile.base_model.name == "scratch":
+                raise ValueError(
+                    f"prm800k is sampled by the generator, so generator kind {self.profile.generator.kind!r} and base "
+                    f"model {self.profile.base_model.name!r} cannot be trained on it first; set kind to 'base' and the "
+                    "base model to a local directory or a hub id"
+                )
+            tokenizer = self.tokenizer  # before the fingerprint: it fixes a hub model's commit
+            drawn = {"samples": asdict(self.profile.samples), "seed": self.seed}
+            drawn |= {"generator": model_fingerprint(self.generator)}
+            path = self._path("samples", drawn).with_suffix(".jsonl")  # outside the artefact: outlives a killed run
+            draw = sampler(self.generator, tokenizer, self.profile.samples, path, seed=self.seed)
+            key |= drawn
+        load = partial(load_recipe, data.preferences, data, draw=draw, seed=self.seed)
+        return load(self._artefact("pairs", key, load))
+
     # Base model ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -163,20 +206,26 @@ class Workspace:
         """Directory or hub id of the base causal language model; "testbed" and "scratch" are trained here."""
         settings = self.profile.base_model
         if settings.name not in ("testbed", "scratch"):
-            if _is_folder(settings.name):
-                return str(runtime.resolve_path(settings.name))
-            if settings.name.startswith((".", "/", "~")) or settings.name.count("/") > 1:
-                raise ValueError(
-                    f"no base model directory {settings.name!r} (a relative path starts at the project's folder); "
-                    "correct the path, or give 'testbed', 'scratch' or a hub id"
-                )
-            return settings.name
+            return self._model_path(settings.name)
         key = {"settings": asdict(settings), "seed": self.seed, "max_length": self.profile.data.max_length}
         if settings.name == "testbed":
             key["language"] = self.language.config()
         else:
             key["texts"] = records.fingerprint(self._texts())
         return str(self._artefact("base_model", key, self._train_base_model))
+
+    @staticmethod
+    def _model_path(name: str) -> str:
+        """Return a model's directory as an absolute path, a hub id as it is."""
+        if _is_folder(name):
+            refuse_pickles(runtime.resolve_path(name))
+            return str(runtime.resolve_path(name))
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ValueError(
+                f"no base model directory {name!r} (a relative path starts at the project's folder); correct the path, "
+                "or give 'testbed', 'scratch' or a hub id"
+            )
+        return name
 
     def _train_base_model(self, folder: Path) -> None:
         settings, length, tokenizer = self.profile.base_model, self.profile.data.max_length, self.tokenizer
@@ -228,13 +277,14 @@ class Workspace:
         if settings.name == "testbed":
             return prepare_tokenizer(self.language.tokenizer)
         if settings.name != "scratch":
-            return prepare_tokenizer(AutoTokenizer.from_pretrained(self.base_model))
+            return prepare_tokenizer(AutoTokenizer.from_pretrained(self.base_model, **NO_CODE))
         key = {"texts": records.fingerprint(self._texts()), "vocabulary": settings.vocabulary}
 
         def make(folder: Path) -> None:
             scratch_tokenizer(self._texts(), settings.vocabulary).save_pretrained(str(folder))
 
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(self._artefact("tokenizer", key, make)))
+        folder = self._artefact("tokenizer", key, make)
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(folder, **NO_CODE))
 
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:
@@ -259,6 +309,39 @@ class Workspace:
         }
         return {**sides, "prompt_id": [row["prompt_id"] for row in rows]}
 
+    def prompts(self, split: str) -> list[Conversation]:
+        """Return the prompts of a split, each once, as conversations that end with the user's turn."""
+        most = self.profile.downstream.prompts or None
+        if self.on_testbed:
+            texts = self.language.split_prompts()[SPLITS.index(split)]
+            return [[{"role": "user", "content": text}] for text in texts][:most]
+        pairs = self.pairs[split]
+        first = {prompt_id: row for row, prompt_id in reversed(list(enumerate(pairs["prompt_id"][:])))}
+        return pairs.select(sorted(first.values())[:most])["prompt"][:]
+
+    def judge(self, conversations: Sequence[Conversation]) -> np.ndarray:
+        """Say what responses are worth: gold scores on the testbed, else the rewards of the profile's judge.
+
+        Returns:
+            float64. Shape: (conversations,).
+
+        Raises:
+            ValueError: data other than the testbed's, and no judge.
+        """
+        if self.on_testbed:
+            return np.array([self.language.gold_score(talk) for talk in conversations], dtype=float)
+        return self._judge.score(conversations).astype(float)
+
+    @cached_property
+    def _judge(self) -> RewardModel:
+        name = self.profile.downstream.judge
+        if not name:
+            raise ValueError(
+                f"profile {self.profile.name!r} names no judge, and only the testbed has gold scores; set downstream: "
+                "judge to the directory or hub id of a one-label reward model"
+            )
+        return RewardModel.from_pretrained(self._model_path(name))
+
     # Generator -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -267,18 +350,32 @@ class Workspace:
         settings = self.profile.generator
         if settings.kind == "exact":
             raise ValueError("generator kind 'exact' is the language itself, not a model; use workspace.language")
+        start = self._model_path(settings.model) if settings.model else self.base_model
+        if settings.model:
+            self._check_vocabulary(start)
         if settings.kind == "base":
-            return self.base_model
+            return start
         train = self.tokenized["train"]  # before the fingerprint: loading a hub model's tokenizer fixes its commit
-        key = {"base_model": model_fingerprint(self.base_model), "settings": asdict(settings), "seed": self.seed}
+        if settings.max_length not in (0, self.profile.data.max_length):
+            train, _ = tokenize_pairs(self.pairs["train"], self.tokenizer, max_length=settings.max_length)
+        key = {"base_model": model_fingerprint(start), "settings": asdict(settings), "seed": self.seed}
         key |= {"pairs": data_fingerprint(train)}
 
-        def make(folder: Path) -> None:
-            model = fit_generator(self.base_model, train, settings, folder, seed=self.seed)
+        def make(folder: Path, checkpoints: Path) -> None:
+            model = fit_generator(start, train, settings, folder, seed=self.seed, checkpoints=checkpoints)
             model.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
 
-        return str(self._artefact("generator", key, make))
+        return str(self._artefact("generator", key, make, trains=True))
+
+    def _check_vocabulary(self, model: str) -> None:
+        # Its probabilities are read for the reward model's token ids. Rows beyond the vocabulary do not matter.
+        other = AutoTokenizer.from_pretrained(model, **NO_CODE)
+        if other.get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the generator {self.profile.generator.model!r} has another vocabulary than the base model "
+                f"{self.profile.base_model.name!r}; its probabilities are of other tokens: name a model of one family"
+            )
 
     def with_logprobs(self, split: str, statistic: str = "logprobs") -> Dataset:
         """Return a split's tokenised pairs with the generator's log-probabilities (cached, memory-mapped)."""
@@ -296,13 +393,23 @@ class Workspace:
         if exact and statistic != "logprobs":
             raise ValueError(f"generator kind 'exact' knows logprobs only, not {statistic}; use 'fitted' or 'base'")
         key = {"generator": self.language.config() if exact else model_fingerprint(self.generator)}
-        key["temperature"] = 1.0 if exact else settings.temperature
+        key |= {"temperature": 1.0, "top_p": 1.0} if exact else _asked_with(settings)
         key["made_with"] = made_with("logprobs")
         make = self._exact if exact else partial(self._generator_scorer, statistic)
-        return cached_logprobs(pairs, make, self.folder, key, statistic=statistic)
+        return cached_logprobs(pairs, make, self.folder, key, statistic=statistic, cache_type=settings.cache_type)
 
     def _generator_scorer(self, statistic: str) -> Scorer:
-        options = {"temperature": self.profile.generator.temperature, "statistic": statistic}
+        settings = self.profile.generator
+        if runtime.processes() > 1:
+            raise RuntimeError(_PREPARE_FIRST.format(noun="generator's answers", profile=self.profile.name))
+        if settings.engine == "vllm":
+            if (settings.temperature, settings.top_p, statistic) != (1.0, 1.0, "logprobs"):
+                raise ValueError(
+                    f"vLLM answers at temperature 1 and top_p 1 with logprobs, not at {settings.temperature}, "
+                    f"{settings.top_p} with {statistic}; set generator: engine to transformers"
+                )
+            return vllm_scorer(self.generator)
+        options = {"temperature": settings.temperature, "top_p": settings.top_p, "statistic": statistic}
         return model_scorer(load_causal_lm(self.generator), self.tokenizer.pad_token_id, **options)
 
     def _exact(self) -> Scorer:
@@ -319,6 +426,9 @@ class Workspace:
         settings = method_settings(self.profile.reward_model, method)
         needs_generator = reads_generator(settings)
         train = self.tokenized["train"]
+        if settings.loss == "bradley_terry" and LABEL_COLUMNS[0] in train.column_names:
+            labels = zip(*(train[name][:] for name in LABEL_COLUMNS), strict=True)
+            train = train.select([row for row, (chosen, rejected) in enumerate(labels) if chosen > rejected])
         if "margin" in train.column_names and not settings.margin:
             train = train.remove_columns("margin")  # TRL subtracts a margin column whenever it sees one
         key = {
@@ -329,13 +439,18 @@ class Workspace:
             "generator": asdict(self.profile.generator) if needs_generator else None,
             "seeds": [self.seed, seed],
         }
+        if labels := [name for name in LABEL_COLUMNS if name in train.column_names]:
+            key["labels"] = records.fingerprint([train[name][:] for name in labels])
 
-        def make(folder: Path) -> None:
+        def make(folder: Path, checkpoints: Path) -> None:
             rows = self.add_logprobs(train, statistic_of(settings)) if needs_generator else train
-            trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, folder=folder, seed=seed)
-            RewardModel(trainer.model, self.tokenizer).save_pretrained(folder)
+            options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
+            trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
+            model = whole_model(trainer, settings, folder)
+            if model is not None:
+                RewardModel(model, self.tokenizer).save_pretrained(folder)
 
-        return self._artefact("reward_model", key, make)
+        return self._artefact("reward_model", key, make, trains=True)
 
     # Records -------------------------------------------------------------------------------------------------------
 
@@ -359,17 +474,45 @@ class Workspace:
     def _path(self, noun: str, key: dict) -> Path:
         return self.folder / f"{noun}-{records.fingerprint(key)}"
 
-    def _artefact(self, noun: str, key: dict, make: Callable[[Path], None]) -> Path:
-        """Return the folder of an artefact; `make` fills it when it is missing or not whole."""
+    def _artefact(self, noun: str, key: dict, make: Callable[..., None], *, trains: bool = False) -> Path:
+        """Return the folder of an artefact; `make(folder)` fills it when it is missing or not whole.
+
+        Of two runs that want it one makes it and the other waits. With `trains`, `make(folder, checkpoints)` gets a
+        second folder, which outlives a run that is cut off; processes that train together all call it.
+        """
         key = key | {"made_with": made_with(noun)}
         path = self._path(noun, key)
-        if records.is_whole(path, key):
+        checkpoints = self.folder / "checkpoints" / path.name
+        if records.is_whole(path, key, verify=True):
             logger.info("reusing %s", runtime.display_path(path))
+            shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed just before it removed them
             return path
-        logger.info("making %s", runtime.display_path(path))
-        with records.whole_folder(path, key) as folder:
-            make(folder)
+        if runtime.processes() > 1 and noun != "reward_model":
+            raise RuntimeError(_PREPARE_FIRST.format(noun=noun.replace("_", " "), profile=self.profile.name))
+        if runtime.process_index() > 0:  # trains with the first one, which keeps the files
+            with tempfile.TemporaryDirectory() as scratch:
+                make(Path(scratch), checkpoints)
+            PartialState().wait_for_everyone()
+            return path
+        with records.locked(path):
+            if not records.is_whole(path, key, verify=True):  # nobody has made it while this run waited
+                logger.info("making %s", runtime.display_path(path))
+                with records.whole_folder(path, key) as folder:
+                    make(folder, checkpoints) if trains else make(folder)
+                shutil.rmtree(checkpoints, ignore_errors=True)
+        if runtime.processes() > 1:
+            PartialState().wait_for_everyone()
         return path
+
+
+_PREPARE_FIRST = (
+    "the {noun} is not there yet, and one process makes it, not several; run first: "
+    "python -m icrm_lib.train --profile {profile} --prepare"
+)
+
+
+def _asked_with(settings: GeneratorSettings) -> dict[str, Any]:
+    return {"temperature": settings.temperature, "top_p": settings.top_p, "engine": settings.engine}
 
 
 @cache

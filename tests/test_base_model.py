@@ -316,15 +316,15 @@ def train(scratch, folder, seed=0, **settings):
     return train_language_model(model, Dataset.from_list(ROWS), folder=folder, **arguments)
 
 
-def test_training_lowers_the_loss_and_logs_every_tenth_step(scratch, tmp_path):
+def test_training_lowers_the_loss_and_logs_every_fifth_step(scratch, tmp_path):
     before = loss_by_hand(small_llama(scratch, **SIZE, seed=0), ROWS).item()
     trainer = train(scratch, tmp_path / "new" / "folder")
     after = loss_by_hand(trainer.model.eval(), ROWS).item()
     assert before - after > 1.0
     lines = (tmp_path / "new/folder/log.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    assert [entry["step"] for entry in entries] == [10, 20, 20]
-    assert before > entries[0]["loss"] > entries[1]["loss"] and "train_runtime" in entries[2]
+    assert [entry["step"] for entry in entries] == [5, 10, 15, 20, 20]
+    assert before > entries[0]["loss"] > entries[3]["loss"] and "train_runtime" in entries[4]
     assert [path.name for path in (tmp_path / "new/folder").iterdir()] == ["log.jsonl"]
 
 

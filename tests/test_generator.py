@@ -1,6 +1,9 @@
 """Token log-probabilities against plain transformers, the fit, and a cache that is never stale, cut or damaged."""
 
 import shutil
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from icrm_lib import generator, records
 from icrm_lib.base_model import load_causal_lm, pad_rows, refuse_transformed_logits
+from icrm_lib.generator import model_scorer
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -170,7 +174,7 @@ def test_statistics_of_one_data_set_lie_side_by_side(model, pairs, tmp_path):
             rows = generator.cached_logprobs(rows, make, tmp_path, key, statistic=statistic)
             assert len(calls) == (not again)
             all_calls += calls
-    assert len(list(tmp_path.iterdir())) == len(all_calls) == 2
+    assert len(list(tmp_path.glob("logprobs-*"))) == len(all_calls) == 2
     assert {f"{side}_{name}" for side in ("chosen", "rejected") for name in ("logprobs", "negentropies")} <= set(
         rows.column_names
     )
@@ -215,16 +219,92 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_pass_that_dies_leaves_no_cache(pairs, tmp_path):
-    def broken():
+def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "WINDOW", 10)
+    calls = []
+
+    def dying(after):
+        scorer = model_scorer(load_causal_lm(base_model), 0)
+
         def score(rows):
-            raise RuntimeError("out of memory")
+            if len(calls) >= after:
+                raise RuntimeError("out of memory")
+            calls.append(len(rows))
+            return scorer(rows)
 
         return score
 
     with pytest.raises(RuntimeError):
-        generator.cached_logprobs(pairs, broken, tmp_path / "cache", {})
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        generator.cached_logprobs(pairs, lambda: dying(2), tmp_path / "cache", {})
+    assert not list(tmp_path.rglob(generator.CACHE_FILE))
+    (damaged, kept) = sorted(tmp_path.rglob("*.arrow"))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    got = generator.cached_logprobs(pairs, lambda: dying(99), tmp_path / "cache", {})
+    assert calls == [20, 20] + [20, 20, 20, 16]  # the damaged window again, the whole one not
+    whole = generator.cached_logprobs(pairs, lambda: dying(99), tmp_path / "other", {})
+    assert got["chosen_logprobs"][:] == whole["chosen_logprobs"][:]
+    assert got["rejected_logprobs"][:] == whole["rejected_logprobs"][:]
+    assert not list(tmp_path.rglob("*.parts"))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.8), (0.7, 0.8), (0.7, 0.3), (1.0, 1.0)])
+def test_nucleus_probabilities_are_those_that_transformers_samples_from(base_model, pairs, temperature, top_p):
+    model = load_causal_lm(base_model)
+    ids = torch.tensor([pairs[0]["chosen_ids"]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    got = generator.token_logprobs(model, batch, temperature=temperature, top_p=top_p)[0, 1:].exp()
+    with torch.no_grad():
+        probabilities = (model(ids).logits[0, :-1] / temperature).softmax(-1)
+    for position, token in enumerate(ids[0, 1:].tolist()):
+        order = probabilities[position].sort(descending=True)
+        before = order.values.cumsum(0) - order.values  # mass of the more probable ones
+        nucleus = set(order.indices[before < top_p].tolist())
+        inside = probabilities[position][list(nucleus)].sum()
+        want = probabilities[position, token] / inside if token in nucleus else 0.0
+        assert float(got[position]) == pytest.approx(float(want), rel=1e-4, abs=1e-7)
+    if top_p < 1:
+        assert (got == 0).any() and (got > 0).any()
+
+
+def test_half_precision_halves_the_file_and_keeps_the_probabilities(base_model, pairs, tmp_path):
+    sizes, values = {}, {}
+    for cache_type in generator.CACHE_TYPES:
+        make = partial(model_scorer, load_causal_lm(base_model), 0)
+        got = generator.cached_logprobs(pairs, make, tmp_path / cache_type, {}, cache_type=cache_type)
+        values[cache_type] = np.concatenate([np.asarray(row) for row in got["chosen_logprobs"]])
+        (file,) = (tmp_path / cache_type).rglob(generator.CACHE_FILE)
+        sizes[cache_type] = file.stat().st_size
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    np.testing.assert_allclose(values["float16"], values["float32"], rtol=5e-4)
+    with pytest.raises(ValueError, match="unknown cache_type 'int8'"):
+        generator.cached_logprobs(pairs, None, tmp_path, {}, cache_type="int8")
+
+
+def test_vllm_is_asked_for_the_tokens_of_the_prompt(pairs, base_model, monkeypatch):
+    """With a stand-in that has vLLM's interface, as documented; the real one needs a GPU."""
+    ours = model_scorer(load_causal_lm(base_model), 0)
+    rows = [(pairs[i]["chosen_ids"], pairs[i]["prompt_length"]) for i in range(3)]
+
+    class LLM:
+        def __init__(self, model, load_format):
+            assert (model, load_format) == (str(base_model), "safetensors")
+
+        def generate(self, prompts, params, use_tqdm):
+            assert (params.max_tokens, params.prompt_logprobs) == (1, 0) and not use_tqdm
+            outputs = []
+            for prompt in prompts:
+                ids = prompt["prompt_token_ids"]
+                (values,) = ours([(ids, 1)])
+                entries = [None] + [
+                    {token: SimpleNamespace(logprob=float(v)), token + 1: SimpleNamespace(logprob=0.0)}
+                    for token, v in zip(ids[1:], values, strict=True)
+                ]
+                outputs.append(SimpleNamespace(prompt_logprobs=entries))
+            return outputs
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace))
+    for got, want in zip(generator.vllm_scorer(base_model)(rows), ours(rows), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_fit_lowers_the_length_normalised_loss_of_both_sides(base_model, pairs, tmp_path):

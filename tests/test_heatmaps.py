@@ -88,7 +88,11 @@ def test_further_rows_stand_under_their_tokens_on_a_scale_of_their_own():
     ("given", "rows", "message"),
     [
         ([], [], "no tokens"),
+        ({}, [], "no response"),
         (tokens(("a", float("nan"))), [], "not finite"),
+        (tokens(("a", None)), [], "the reward None, which is not finite"),
+        (tokens(("a", 1e300), ("b", 0.0)), [], "beyond 1e\\+38"),
+        (PAIR, [Row("p", {"rejected": [0.5, None, 0.1, 0.2]})], "row 'p' has the value None"),
         (PAIR, [Row("p", {"rejected": [0.5]})], "1 values for 4 tokens of response 'rejected'"),
         (PAIR["chosen"], [Row("p", {"chosen": [0.5] * 4})], "values for 'chosen', which is none of"),
     ],

@@ -11,22 +11,26 @@ import icrm_lib
 
 PACKAGE = Path(icrm_lib.__file__).parent
 LAYERS = [
-    {"runtime", "records", "profiles"},
-    {"testbed", "testbed_words", "tokenization", "objectives", "base_model", "reward_head"},
-    {"preferences", "benchmark_data", "scoring", "reward_model", "value_head", "generator", "sampling"},
-    {"training", "methods", "benchmarks", "pair_accuracy", "measures", "early_rejection"},
+    {"runtime", "records", "profiles", "safe_loading"},
+    {"testbed", "testbed_words", "row_files", "tokenization", "objectives", "checkpoints", "base_model", "reward_head"},
+    {"preferences", "benchmark_data", "scoring", "reward_model", "value_head", "generator", "sampling", "paper_data"},
+    {"collation", "training", "methods", "simulation", "benchmarks", "pair_accuracy", "measures", "early_rejection"},
     {"workspace"},
     {"evaluation", "best_of_n", "policy", "experiments"},
     {"evidence", "tables", "heatmaps", "figures"},
 ]
-ENTRY_POINTS = {"run", "train"}  # on top of everything; nobody imports them
+ENTRY_POINTS = {"run", "train", "plan"}  # on top of everything; nobody imports them
 SIDEWAYS = {
     "records": {"runtime"},
     "profiles": {"runtime", "records"},
     "testbed": {"testbed_words"},
+    "paper_data": {"preferences", "sampling"},
+    "base_model": {"checkpoints"},
     "reward_model": {"scoring"},
     "value_head": {"reward_model"},
+    "training": {"collation"},
     "methods": {"training"},
+    "simulation": {"methods"},
     "experiments": {"policy", "evaluation", "best_of_n"},
     "tables": {"evidence"},
     "heatmaps": {"figures"},

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from icrm_lib.methods import METHODS, method_settings, train_reward_model
+from icrm_lib.methods import METHODS, method_settings, train_reward_model, whole_model
 from icrm_lib.profiles import RewardModelSettings, build, known_profiles, load_profile
 from icrm_lib.reward_head import reward_head
 from icrm_lib.reward_model import RewardModel
@@ -84,8 +84,8 @@ def test_a_method_trains_and_only_lora_and_the_head_move(base_model, tokenizer, 
     trainer = train(base_model, tokenizer, rows, tmp_path, method)
     settings = method_settings(TINY, method)
     assert trainer.state.global_step == 2 and math.isfinite(final(tmp_path)["train_loss"])
-    # every setting has reached the trainer
-    for name in {item.name for item in dataclasses.fields(ICRMConfig)} & set(vars(settings)):
+    # every setting has reached the trainer; checkpoints are for trainings with a folder for them
+    for name in ({item.name for item in dataclasses.fields(ICRMConfig)} & set(vars(settings))) - {"save_steps"}:
         assert getattr(trainer.args, name) == getattr(settings, name), name
     assert trainer.args.center_rewards_coefficient == (settings.center_rewards or None)
     assert ("margin" in trainer.train_dataset.column_names) == settings.margin
@@ -191,3 +191,28 @@ def test_one_call_trains_and_the_result_saves(base_model, tokenizer, pairs_with_
 def test_an_unknown_head_is_refused(base_model, tokenizer, rows, tmp_path):
     with pytest.raises(ValueError, match="unknown head 'mpl'; choose linear or mlp"):
         train(base_model, tokenizer, rows, tmp_path, "bt", head="mpl")
+
+
+def test_qlora_freezes_four_bits_and_saves_a_plain_model(base_model, tokenizer, rows, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is an optional package")
+    settings = method_settings(dataclasses.replace(TINY, quantization="4bit"), "icrm")
+    trainer = train_reward_model(base_model, tokenizer, rows, settings, folder=tmp_path, seed=0)
+    kinds = {type(weight).__name__ for weight in trainer.model.parameters()}
+    assert "Params4bit" in kinds
+    assert {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} == {torch.float32}
+    RewardModel(whole_model(trainer, settings, tmp_path), tokenizer).save_pretrained(tmp_path / "whole")
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
+    assert not hasattr(whole.config, "quantization_config")
+    ids = torch.tensor([rows[0]["chosen_ids"]])
+    with torch.no_grad():
+        ours, quantized = (
+            whole(ids).logits,
+            trainer.model.train()(ids).logits,
+        )  # its eval mode repacks for sizes larger than this
+    assert float(ours) == pytest.approx(float(quantized), abs=0.1)  # four bits against sixteen and more
+
+
+def test_an_unknown_quantization_is_refused(base_model, tokenizer, rows, tmp_path):
+    settings = dataclasses.replace(TINY, quantization="3bit")
+    with pytest.raises(ValueError, match="unknown quantization '3bit'; choose 4bit"):
+        train_reward_model(base_model, tokenizer, rows, settings, folder=tmp_path, seed=0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from icrm_lib.policy import (
     train_grpo,
 )
 from icrm_lib.preferences import preference_rows, tokenize_pairs
-from icrm_lib.profiles import BaseModelSettings, DataSettings, Profile, RewardModelSettings
+from icrm_lib.profiles import BaseModelSettings, DataSettings, DownstreamSettings, Profile, RewardModelSettings
 from icrm_lib.tokenization import prepare_tokenizer
 from icrm_lib.workspace import Workspace
 
@@ -308,22 +309,18 @@ def test_grpo_raises_its_reward_and_a_constant_one_changes_nothing(speaker, tmp_
 
 
 def test_policies_of_every_kind_are_trained_and_judged(speaker, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_module, "_prompts", few_prompts(policy_module._prompts))
     monkeypatch.setattr(policy_module, "GROUP", 4)
+    few = Workspace(replace(speaker.profile, downstream=DownstreamSettings(prompts=6)), folder=speaker.folder)
 
     def shortness(rows, starts):
         return [-np.arange(1.0, len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
 
-    found = measure_policies(speaker, shortness, seed=0, folder=tmp_path)
+    found = measure_policies(few, shortness, seed=0, folder=tmp_path)
     assert list(found) == ["reference", *KINDS]
     assert all(len(found[kind][name]) == 6 for kind in found for name in ("greedy", "sampled", "tokens"))
     dpo = found["dpo"]
     assert dpo["pairs"] + sum(dpo["left_out"].values()) == 6 * GROUPS and 0 <= dpo["pairs_right"] <= 1
     assert dpo["seconds"] > 0 and np.mean(dpo["tokens"]) < np.mean(found["reference"]["tokens"])
-
-
-def few_prompts(function):
-    return lambda language: [part[:6] for part in function(language)]
 
 
 def test_responses_that_were_cut_make_no_pair_and_no_pair_trains_nothing(base_model, tokenizer, tmp_path):

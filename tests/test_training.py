@@ -5,11 +5,18 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 from trl import RewardConfig, RewardTrainer
 
 from icrm_lib.base_model import load_causal_lm
@@ -351,6 +358,13 @@ def test_training_again_starts_the_scale_afresh(base_model, tokenizer, pairs_wit
     first = trainer.scale.value.item()
     trainer.train()
     assert trainer.scale.value.item() == pytest.approx(first, rel=1e-5)  # the model did not move, so W is the same
+
+
+def test_tied_lm_head_is_read_from_the_checkpoint_where_no_process_has_it_whole(base_model):
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    assert torch.equal(load_lm_head(str(base_model), tied=True), model.get_input_embeddings().weight)
+    with pytest.raises(ValueError, match="no lm_head.weight"):
+        load_lm_head(str(base_model))
 
 
 def test_untied_lm_head_is_read_from_the_checkpoint(tokenizer, tmp_path):
@@ -776,3 +790,57 @@ def test_values_of_tokens_go_with_tokens(base_model, tokenizer, language, tmp_pa
     steps = dict.fromkeys(STEP_COLUMNS, [[1.0]] * 6)
     with pytest.raises(ValueError, match="chosen_step_values.*tokenize_pairs"):
         make(base_model, tokenizer, raw(language, **steps), tmp_path, **BT, loss="process")
+
+
+# Numbers that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("terms", [{}, {"consistency_weight": 0.0, "sft_weight": 0.0}], ids=["icrm", "bradley_terry"])
+def test_what_is_not_finite_stops_the_run_with_its_rows(
+    base_model, tokenizer, pairs_with_logprobs, tmp_path, what, terms
+):
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path, **terms)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if what == "loss" and "score.modules_to_save" in name:
+                weight.fill_(torch.nan)
+            if what == "gradient" and "layers.0.self_attn.q_proj.lora_B" in name:
+                weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match=f"the {what} of step 1 is not finite") as error:
+        trainer.train()
+    (saved,) = tmp_path.glob("non_finite_batch-0.safetensors")
+    batch = load_file(saved)
+    known = {tuple(row["chosen_ids"]): row["line"] for row in pairs_with_logprobs}
+    sides = zip(batch["input_ids"][:4], batch["attention_mask"][:4], strict=True)
+    rows = [known[tuple(ids[mask.bool()].tolist())] for ids, mask in sides]
+    assert len(batch["input_ids"]) == 8
+    if terms == {}:
+        assert batch["line"].tolist() == rows and f"rows {rows} of the data" in str(error.value)
+
+
+def test_the_saved_batch_gives_the_same_loss(base_model, tokenizer, pairs_with_logprobs, tmp_path):
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path, sft_weight=0.1)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    with pytest.raises(FloatingPointError):
+        trainer._stop_unless_finite(torch.tensor(torch.inf), batch)
+    saved = load_file(tmp_path / "non_finite_batch-0.safetensors")
+    trainer.model.eval()
+    with torch.no_grad():
+        assert trainer.compute_loss(trainer.model, saved) == trainer.compute_loss(trainer.model, batch)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_thousand_steps_is_flat(base_model, tokenizer, pairs_with_logprobs, tmp_path):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % 100 == 0:
+                seen.append(psutil.Process().memory_info().rss / 2**20)
+
+    settings = {"max_steps": 1000, "per_device_train_batch_size": 2, "logging_steps": 50, "sft_weight": 0.01}
+    trainer = make(base_model, tokenizer, pairs_with_logprobs, tmp_path, extra={"callbacks": [Watch()]}, **settings)
+    trainer.train()
+    assert len(seen) == 10
+    assert max(seen[2:]) - seen[1] < 10, seen  # MiB; between step 200 and 1000

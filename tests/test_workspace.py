@@ -22,6 +22,7 @@ from icrm_lib.profiles import (
     Profile,
     RewardModelSettings,
 )
+from icrm_lib.reward_model import RewardModel
 from icrm_lib.workspace import SPLITS, Workspace
 
 LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}
@@ -50,7 +51,7 @@ def micro(**sections):
 
 def folders(folder):
     """Return the names of the artefacts' folders, temporary ones included."""
-    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return {path.name for path in folder.iterdir()} - {".locks"} if folder.exists() else set()
 
 
 def nouns(names):
@@ -99,7 +100,7 @@ def test_every_artefact_is_made_once_whole_and_reused(calls, tmp_path):
     path = first.reward_model_folder("icrm")
     assert calls == ONCE
     assert nouns(folders(tmp_path)) == NOUNS and len(folders(tmp_path)) == len(NOUNS)
-    for folder in tmp_path.iterdir():
+    for folder in map(tmp_path.joinpath, folders(tmp_path)):
         key = records.read_json(folder / records.MANIFEST)["key"]
         assert records.is_whole(folder, key, verify=True)
     before = contents(tmp_path)
@@ -614,3 +615,30 @@ def test_log_messages_say_what_is_made_and_name_no_machine(copied, caplog):
     assert sum(line.startswith("making reward_model-") for line in said) == 1
     assert any(line.startswith("reusing base_model-") for line in said)
     assert not any(str(copied) in line or os.sep in line for line in said)
+
+
+# Prompts and judge ---------------------------------------------------------------------------------------------------
+
+
+def test_the_testbeds_judge_is_its_gold_score(tmp_path):
+    ws = Workspace(micro(downstream={"prompts": 3}), folder=tmp_path)
+    prompts = {split: ws.prompts(split) for split in SPLITS}
+    assert [len(found) for found in prompts.values()] == [3, 3, 3]
+    assert [prompt[0]["content"] for prompt in prompts["test"]] == ws.language.split_prompts()[2][:3]
+    talks = [[*prompts["test"][0], {"role": "assistant", "content": text}] for text in ("", "trust")]
+    assert ws.judge(talks).tolist() == [ws.language.gold_score(talk) for talk in talks]
+
+
+def test_elsewhere_the_judge_is_a_reward_model_that_the_profile_names(tmp_path):
+    rows = [{"prompt": f"Say {i // 2}", "chosen": f"{i}", "rejected": f"no {i}"} for i in range(48)]  # each asked twice
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"preferences": tmp_path / "pairs.jsonl", "base_model": "scratch", "folder": tmp_path / "runs"}
+    ws = Workspace(micro(base_model={"vocabulary": 300}), **options)
+    prompts = ws.prompts("train")
+    assert len(prompts) == len({prompt[0]["content"] for prompt in prompts}) == len(set(ws.pairs["train"]["prompt_id"]))
+    talks = [[*prompts[0], {"role": "assistant", "content": text}] for text in ("yes", "no")]
+    with pytest.raises(ValueError, match="names no judge, and only the testbed has gold scores"):
+        ws.judge(talks)
+    judge = ws.reward_model_folder("bt")
+    judged = Workspace(micro(base_model={"vocabulary": 300}, downstream={"judge": str(judge)}), **options)
+    np.testing.assert_allclose(judged.judge(talks), RewardModel.from_pretrained(judge).score(talks))
