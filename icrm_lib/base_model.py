@@ -21,7 +21,15 @@ from transformers import (
 )
 
 from icrm_lib import runtime
-from icrm_lib.checkpoints import LogFile, SealedCheckpoints, newest_checkpoint, saving
+from icrm_lib.checkpoints import (
+    LogFile,
+    SealedCheckpoints,
+    newest_checkpoint,
+    refuse_non_finite_weights,
+    rows_fingerprint,
+    saving,
+    stop_unless_finite,
+)
 from icrm_lib.safe_loading import SAFE, refuse_pickles
 
 # Rows of the vocabulary projection computed at a time: bounds the logits that exist at once to 256 x V. With half of it
@@ -202,8 +210,15 @@ class LanguageModelTrainer(Trainer):
     def __init__(self, model, *, pad_token_id: int, **kwargs):
         self.pad_token_id = pad_token_id
         super().__init__(model=model, data_collator=self._collate, **kwargs)
+        self.failures = Path(self.args.output_dir)  # for a batch whose loss is not finite
         self.causal_lm = without_adapter(self.model)
         refuse_transformed_logits(self.causal_lm.config)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        batch = dict(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        stop_unless_finite(self, loss, batch, self.failures)
+        return loss
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = [row["input_ids"] for row in rows]
@@ -279,11 +294,16 @@ def train_language_model(
         remove_unused_columns=False,
         disable_tqdm=not runtime.watched(),
     )
-    key = {"checkpoints": checkpoints.name if checkpoints else None}
+    key = {"steps": steps, "epochs": epochs, "batch": [batch_size, accumulation], "rate": learning_rate, "seed": seed}
+    if checkpoints:
+        data = rows_fingerprint(dataset, ("input_ids",), ("prompt_length",))
+        key |= {"folder": checkpoints.name, "data": data, "model": model.config.to_json_string()}
     callbacks = [LogFile(folder / "log.jsonl"), SealedCheckpoints(key)]
     trainer = LanguageModelTrainer(
         model, pad_token_id=pad_token_id, args=args, train_dataset=dataset, callbacks=callbacks
     )
     trainer.remove_callback(PrinterCallback)  # it prints every log line; the log file keeps them
+    trainer.failures = checkpoints or folder
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
+    refuse_non_finite_weights(trainer.model)
     return trainer

@@ -1,13 +1,19 @@
-"""What a training leaves on disk while it runs: a log, and checkpoints that are whole or not resumed from."""
+"""What a training leaves on disk while it runs: a log, checkpoints that are whole or not resumed from, a bad batch."""
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import xxhash
 from accelerate import PartialState
-from transformers import TrainerCallback
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import Trainer, TrainerCallback
 
 from icrm_lib import records, runtime
 
@@ -24,7 +30,7 @@ class LogFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and state.global_step > 0:
+        if state.is_world_process_zero:
             lines = [json.dumps({"step": entry["step"], **entry}) + "\n" for entry in state.log_history]
             self.path.write_text("".join(lines), encoding="utf-8")
 
@@ -39,12 +45,16 @@ class SealedCheckpoints(TrainerCallback):
 
     Args:
         key: what the training depends on (JSON-able); `newest_checkpoint` asks for the same.
+
+    Raises:
+        FloatingPointError: while training, a weight is not finite; the checkpoint is then not sealed.
     """
 
     def __init__(self, key: dict[str, Any]):
         self.key = key
 
     def on_save(self, args, state, control, **kwargs):
+        refuse_non_finite_weights(kwargs["model"])
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             records.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.key)
@@ -62,7 +72,8 @@ def newest_checkpoint(folder: Path, key: dict[str, Any]) -> str | None:
     Raises:
         ValueError: a checkpoint there is sealed, but belongs to another training.
     """
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if records.is_whole(path, key, verify=True):
             return str(path)
         if records.is_whole(path, records.key_of(path), verify=True):
@@ -74,6 +85,66 @@ def newest_checkpoint(folder: Path, key: dict[str, Any]) -> str | None:
         if runtime.process_index() == 0:
             shutil.rmtree(path, ignore_errors=True)
     return None
+
+
+def rows_fingerprint(dataset: Dataset, lists: tuple[str, ...], numbers: tuple[str, ...]) -> str:
+    """Return a hash of some columns of a data set, whatever transformations led to them.
+
+    Args:
+        dataset: the rows.
+        lists: names of columns of lists of integers.
+        numbers: names of columns of integers.
+    """
+    digest = xxhash.xxh3_128()
+    for window in dataset.select_columns([*lists, *numbers]).iter(batch_size=1024):
+        for name in lists:
+            lengths = np.fromiter(map(len, window[name]), dtype=np.int64)
+            digest.update(lengths.tobytes())
+            digest.update(np.concatenate(window[name]).astype(np.int64).tobytes())
+        for name in numbers:
+            digest.update(np.asarray(window[name], dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def stop_unless_finite(trainer: Trainer, loss: torch.Tensor, batch: dict[str, Any], folder: Path) -> None:
+    """Save the batch and raise where loss or gradients are nan or infinite: every later weight would be nan.
+
+    Args:
+        trainer: between the backward pass and the optimiser's step.
+        loss: of the batch.
+        batch: what the loss was computed of; with `line`, the rows are named.
+        folder: for `non_finite_batch-<process>.safetensors`.
+
+    Raises:
+        FloatingPointError: names the rows, the file and what to do.
+    """
+    finite = torch.isfinite(loss.detach())
+    gradients = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
+    if gradients and trainer.accelerator.scaler is None:  # a loss scaler for float16 provokes overflows and skips them
+        finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+    everywhere = trainer.accelerator.reduce(finite.float(), "sum")
+    if everywhere >= trainer.accelerator.num_processes:
+        return
+    path = folder / f"non_finite_batch-{runtime.process_index()}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    lines = f"rows {batch['line'].tolist()} of the data" if "line" in batch else "its rows have no number"
+    what = "loss" if not torch.isfinite(loss) else "gradient" if not finite else "loss or gradient of another process"
+    raise FloatingPointError(
+        f"the {what} of step {trainer.state.global_step + 1} is not finite; the batch ({lines}) is in "
+        f"{runtime.display_path(path)}. Look at these rows, lower the learning rate, or compute in float32"
+    )
+
+
+def refuse_non_finite_weights(model: torch.nn.Module) -> None:
+    """Raise where a trained weight is nan or infinite, so that no such model is taken for a finished one."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not torch.isfinite(weight).all():
+            raise FloatingPointError(
+                f"{name} holds numbers that are not finite after the last step; lower the learning rate, or compute in "
+                "float32"
+            )
 
 
 def saving(folder: Path | None, steps: int) -> dict[str, Any]:

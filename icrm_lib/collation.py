@@ -17,11 +17,22 @@ MOST_PADDING = 0.05  # share of a packed batch that may be padding
 
 
 @dataclass
-class DataCollatorForConsistency(DataCollatorForPreference):
+class DataCollatorWithLines(DataCollatorForPreference):
+    """TRL's collator, plus `line` (B,) where the rows have one, to name those of a batch that goes wrong."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        if "line" in examples[0]:
+            output["line"] = torch.tensor([row["line"] for row in examples])
+        return output
+
+
+@dataclass
+class DataCollatorForConsistency(DataCollatorWithLines):
     """TRL's collator, plus what our terms read; rows 0..B-1 chosen, B..2B-1 rejected.
 
-    Rows need `chosen_ids`, `rejected_ids`, `prompt_length`. Adds `response_mask` (bool), the rows' `line` if they
-    have one, and by option:
+    Rows need `chosen_ids`, `rejected_ids`, `prompt_length`. Adds `response_mask` (bool),
+    and by option:
 
     Args:
         statistic: a member of `generator.STATISTICS`, whose columns hold one log-weight a response token, or None.
@@ -31,6 +42,7 @@ class DataCollatorForConsistency(DataCollatorForPreference):
         steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
         reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
         padding_free: adds `pack`, see `packing`.
+        one_row: see `packing`.
     """
 
     statistic: str | None = "logprobs"
@@ -39,6 +51,7 @@ class DataCollatorForConsistency(DataCollatorForPreference):
     steps: bool = False
     reference: bool = False
     padding_free: bool = False
+    one_row: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         output = super().torch_call(examples)
@@ -59,14 +72,12 @@ class DataCollatorForConsistency(DataCollatorForPreference):
             output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
         if self.reference:
             output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
-        if "line" in examples[0]:  # to name the rows of a batch that goes wrong
-            output["line"] = torch.tensor([row["line"] for row in examples])
         if self.padding_free:
-            output["pack"] = packing(attended.sum(1).tolist(), attended.shape[1])
+            output["pack"] = packing(attended.sum(1).tolist(), attended.shape[1], one_row=self.one_row)
         return output
 
 
-def packing(lengths: list[int], width: int) -> torch.Tensor:
+def packing(lengths: list[int], width: int, *, one_row: bool = False) -> torch.Tensor:
     """Lay the rows of a right-padded batch into as many rows as possible that are full but for `MOST_PADDING`.
 
     Many short rows rather than one long one, because attention costs the square of a row's length where the kernel does
@@ -75,12 +86,13 @@ def packing(lengths: list[int], width: int) -> torch.Tensor:
     Args:
         lengths: tokens of each row, >= 1.
         width: of the padded batch.
+        one_row: put all into one row, for attention kernels that know of packing.
 
     Returns:
         Index into the flattened batch of each packed token, -1 where a bin ends early. Shape: (bins, longest bin).
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for count in range(len(lengths), 0, -1):
+    for count in range(1 if one_row else len(lengths), 0, -1):
         bins: list[list[int]] = [[] for _ in range(count)]
         loads = [0] * count
         for row in order:

@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -640,6 +641,14 @@ def _start_worker() -> None:
     os.environ["ICRM_UNATTENDED"] = "1"
     runtime.quiet()
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A worker whose parent was killed would go on for hours, and beside the next run.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _prepare(profile: Profile, cell: Cell) -> None:

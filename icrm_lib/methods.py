@@ -16,7 +16,14 @@ from transformers import (
 )
 
 from icrm_lib import runtime
-from icrm_lib.checkpoints import LogFile, SealedCheckpoints, newest_checkpoint, saving
+from icrm_lib.checkpoints import (
+    LogFile,
+    SealedCheckpoints,
+    newest_checkpoint,
+    refuse_non_finite_weights,
+    saving,
+)
+from icrm_lib.generator import data_fingerprint
 from icrm_lib.profiles import RewardModelSettings, nearest
 from icrm_lib.reward_head import add_mlp_head, load_adapter
 from icrm_lib.safe_loading import SAFE
@@ -109,7 +116,9 @@ def train_reward_model(
         the finished trainer.
 
     Raises:
-        ValueError: an unknown kind of head or quantization, or a step that the processes cannot share.
+        ValueError: an unknown kind of head or quantization, a step that the processes cannot share, or checkpoints of
+            another training.
+        FloatingPointError: a loss, a gradient or a weight is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = runtime.device() == "cuda"
@@ -141,7 +150,9 @@ def train_reward_model(
     model = _start(base_model, settings, args)
     if not isinstance(model, str):
         args.model_init_kwargs = None  # used up; the trainer would warn that it ignores them
-    key = {"checkpoints": checkpoints.name if checkpoints else None}
+    key = {"settings": dataclasses.asdict(settings), "seed": seed, "base_model": str(base_model)}
+    if checkpoints:
+        key |= {"folder": checkpoints.name, "data": data_fingerprint(train_dataset)}
     trainer = ICRMTrainer(
         model,
         args,
@@ -155,20 +166,26 @@ def train_reward_model(
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # PEFT has the head, TRL a four-bit model's LoRA in bfloat16: small steps vanish
             weight.data = weight.data.float()
+    trainer.failures = checkpoints or folder
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
+    refuse_non_finite_weights(trainer.model)
     return trainer
 
 
 def shared_batch(settings: RewardModelSettings, processes: int) -> tuple[int, int]:
     """Return batch size and accumulation of each process, so that a step holds as many pairs as in one.
 
+    The batch is divided where it can be: two processes then compute what one does, S included. Where only the
+    accumulation can, S is updated over larger batches and less often, and the last step of an epoch weighs its batches
+    otherwise.
+
     Raises:
         ValueError: the number of processes divides neither.
     """
-    if settings.accumulation % processes == 0:
-        return settings.batch_size, settings.accumulation // processes
     if settings.batch_size % processes == 0:
         return settings.batch_size // processes, settings.accumulation
+    if settings.accumulation % processes == 0:
+        return settings.batch_size, settings.accumulation // processes
     raise ValueError(
         f"{processes} processes cannot share a step of {settings.accumulation} batches of {settings.batch_size} pairs; "
         "set batch_size or accumulation to a multiple of the processes"
@@ -186,12 +203,13 @@ def whole_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder: Pat
     Returns:
         the model; None on all processes but the first.
     """
+    first = runtime.process_index() == 0
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or settings.quantization):
-        return trainer.model
+        return trainer.model if first else None
     adapter = folder / "adapter"
     trainer.save_model(str(adapter))
     trainer.accelerator.wait_for_everyone()
-    if runtime.process_index() > 0:
+    if not first:
         return None
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
     return load_adapter(str(adapter), num_labels=1, dtype=dtype)

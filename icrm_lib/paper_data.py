@@ -141,13 +141,23 @@ def load_recipe(
         else:
             make = _make_unified if name == "unified-feedback" else _make_skywork
             reports = make(data, folder)
-        records.write_json(folder / REPORTS, [asdict(report) for report in reports])
-    reports = [
+        write_reports(folder, reports)
+    reports = read_reports(folder)
+    opened = zip(SPLITS, reports[-len(SPLITS) :], strict=True)
+    return {split: open_preferences(folder / f"{split}.arrow", report.source) for split, report in opened}, reports
+
+
+def write_reports(folder: Path, reports: list[Report]) -> None:
+    """Write `reports.json`."""
+    records.write_json(folder / REPORTS, [asdict(report) for report in reports])
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Read what `write_reports` wrote."""
+    return [
         Report(**{**values, "refusals": [Refusal(**refusal) for refusal in values["refusals"]]})
         for values in records.read_json(folder / REPORTS)
     ]
-    opened = zip(SPLITS, reports[-len(SPLITS) :], strict=True)
-    return {split: open_preferences(folder / f"{split}.arrow", report.source) for split, report in opened}, reports
 
 
 def recipe_key(name: str, data: DataSettings) -> dict[str, Any]:

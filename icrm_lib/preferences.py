@@ -30,6 +30,7 @@ from icrm_lib.records import fingerprint
 from icrm_lib.row_files import ENDINGS, BadRow, ending, file_rows, shown
 from icrm_lib.tokenization import Encoded, Message, ResponseTooLong, cut_prompt, encoder_for
 
+MOST_MARGIN = 3.4e38  # float32's largest number: the loss is computed in it
 RATING_KEYS = (
     ("chosen_rating", "rejected_rating"),
     ("chosen_score", "rejected_score"),
@@ -593,8 +594,10 @@ def _check_different(pair: _Pair) -> None:
 
 
 def _check_margin(pair: _Pair) -> None:
-    if pair.margin is not None and not math.isfinite(pair.margin):
-        raise BadRow("margin is not finite", f"the ratings' difference is {pair.margin}; give smaller numbers")
+    if pair.margin is not None and not abs(pair.margin) <= MOST_MARGIN:
+        raise BadRow(
+            "margin is not finite in float32", f"the ratings' difference is {pair.margin:g}; give smaller numbers"
+        )
 
 
 # Each takes a well-formed pair and raises BadRow. A new kind of fault is a new function here.

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from icrm_lib import runtime
 
 MANIFEST = "manifest.json"
-LEAST_SPACE = 1 << 20  # bytes; with less, whatever failed failed for lack of space
 logger = logging.getLogger(__name__)
 
 
@@ -46,22 +45,24 @@ def explained(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        shown, number = runtime.display_path(path), getattr(error, "errno", None)
-        if told := re.search(r"\(os error (\d+)\)", str(error)):  # how libraries in Rust say it, safetensors for one
-            number = int(told[1])
-        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-        named = getattr(error, "filename", None)
-        if isinstance(named, str) and not Path(named).absolute().is_relative_to(path.absolute().parent):
-            raise  # another file is at fault
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        told = re.search(r"\(os error (\d+)\)", str(error))  # how libraries in Rust say it, safetensors for one
+        number, named = getattr(error, "errno", None) or (told and int(told[1])), getattr(error, "filename", None)
+        if number is None or (isinstance(named, str) and not _is_inside(named, path.parent)):
+            raise  # no fault of the disk, or another file's
+        shown = runtime.display_path(path)
+        if named and number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise PermissionError(
                 number, f"cannot write {shown} ({os.strerror(number)}); make its folder writable, or choose another"
             ) from error
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or shutil.disk_usage(folder).free < LEAST_SPACE:
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 errno.ENOSPC, f"no space left while writing {shown}; make some and run again, what is finished is kept"
             ) from error
         raise
+
+
+def _is_inside(name: str, folder: Path) -> bool:
+    return Path(os.path.abspath(name)).is_relative_to(os.path.abspath(folder))
 
 
 def checksum(data: bytes) -> str:
@@ -88,6 +89,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     temporary = _temporary(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in _left_behind(path):
+            left.unlink(missing_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)
@@ -98,6 +101,23 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             temporary.unlink(missing_ok=True)
             raise
     return path
+
+
+def _left_behind(path: Path) -> list[Path]:
+    # Temporary files and folders of processes that are no more.
+    found = path.parent.glob(f".{glob.escape(path.name)}.*-*")
+    pids = {left: left.name.removeprefix(f".{path.name}.").partition("-")[0] for left in found}
+    return [left for left, pid in pids.items() if pid.isdecimal() and not _is_running(int(pid))]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # another user's
+    return True
 
 
 def _temporary(path: Path) -> Path:
@@ -134,7 +154,11 @@ def whole_folder(path: str | Path, key: dict) -> Iterator[Path]:
     temporary = _temporary(path)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise FileExistsError(
+                f"{runtime.display_path(path)} is in the way, and no folder that was made here; move it away"
+            )
+        for left in _left_behind(path):
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -199,14 +223,14 @@ def is_whole(path: str | Path, key: dict, *, verify: bool = False) -> bool:
     path = Path(path)
     try:
         manifest = read_json(path / MANIFEST)
-    except (OSError, ValueError):
-        return False
-    if not isinstance(manifest, dict) or manifest.get("key") != json.loads(json.dumps(key)):
-        return False
-    for name, (size, checksum) in manifest.get("files", {}).items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size or (verify and file_checksum(file) != checksum):
+        if manifest["key"] != json.loads(json.dumps(key)):
             return False
+        for name, (size, checksum) in manifest["files"].items():
+            file = path / name
+            if file.stat().st_size != size or (verify and file_checksum(file) != checksum):
+                return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # the manifest is not there or not one, or a file is missing
     return True
 
 

@@ -195,6 +195,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({column for column in names if names.count(column) > 1}):
+                raise ValueError(f"{name} has two columns {twice[0]!r}; write the file again with one of them")
             rows = (row for batch in file.iter_batches(batch_size=1024) for row in _batch_rows(batch))
             yield from enumerate(rows, 1)
     except (pyarrow.ArrowException, OSError) as error:

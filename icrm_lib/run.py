@@ -405,7 +405,7 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
             notebooks = select(find_notebooks(root), options.only)
             parameters = assign(notebooks, options.profile, options.assignments)
             execute_all(notebooks, root / "runs" / options.profile, parameters, root)
-    except (UsageError, FileNotFoundError) as error:
+    except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:

@@ -20,6 +20,7 @@ from icrm_lib.tokenization import closing_token_ids
 logger = logging.getLogger(__name__)
 
 Conversation = list[dict[str, str]]
+VLLM_PROMPTS = 64  # prompts that vLLM gets at once; a killed run draws at most so many again
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,13 @@ def sample(
     path = Path(path)
     name = model if isinstance(model, str) else Path(model.name_or_path).name
     key = asdict(settings) | {"engine": engine, "model": Path(name).name, "template": _template_key(tokenizer)}
-    with records.locked(path):  # two runs would write into each other's lines
-        known = _read_samples(path, key)
-        waiting = list({_name(p): i for i, p in reversed(list(enumerate(prompts))) if _name(p) not in known}.values())
-        if waiting:
-            _draw(_engine(engine, model, tokenizer, settings), prompts, waiting[::-1], known, path, key)
+    known = _read_samples(path, key)
+    if any(_name(prompt) not in known for prompt in prompts):
+        with records.locked(path):  # two runs would write into each other's lines
+            known = _read_samples(path, key)
+            first = {_name(p): i for i, p in reversed(list(enumerate(prompts))) if _name(p) not in known}
+            if first:
+                _draw(_engine(engine, model, tokenizer, settings), prompts, sorted(first.values()), known, path, key)
     rows = [
         {"prompt": i, "index": j, "response": text, "tokens": tokens, "finished": finished}
         for i, prompt in enumerate(prompts)
@@ -96,16 +99,20 @@ def sample(
 
 def _draw(draw: Callable, prompts, waiting: list[int], known: dict[str, list], path: Path, key: dict) -> None:
     """Append the responses of the waiting prompts to the file, one line each, and put them into `known`."""
-    bar = tqdm(waiting, desc="sampling", unit="prompt", disable=not runtime.watched())
+    at_once = VLLM_PROMPTS if key["engine"] == "vllm" else 1
+    bar = tqdm(total=len(waiting), desc="sampling", unit="prompt", disable=not runtime.watched())
     with records.explained(path), open(path, "a", encoding="utf-8") as file:
         if file.tell() == 0:
             file.write(json.dumps({"settings": key}) + "\n")
-        for i in bar:
-            known[_name(prompts[i])] = responses = draw(prompts[i])
-            line = {"prompt": prompts[i], "responses": [list(r) for r in responses]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for start in range(0, len(waiting), at_once):
+            asked = [prompts[i] for i in waiting[start : start + at_once]]
+            for prompt, responses in zip(asked, draw(asked), strict=True):
+                known[_name(prompt)] = responses
+                line = {"prompt": prompt, "responses": [list(r) for r in responses]}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+            bar.update(len(asked))
 
 
 class Response(NamedTuple):
@@ -134,27 +141,44 @@ def _read_samples(path: Path, key: dict[str, Any]) -> dict[str, list[Response]]:
         logger.warning("%s: the last line is half-written; it is drawn again", runtime.display_path(path))
         with open(path, "r+b") as file:
             file.truncate(len(whole))
-    lines = []
+    found: dict[str, list[Response]] = {}
     for number, line in enumerate(whole.splitlines(), 1):  # bytes: no break at U+2028 in a response
         try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}:{number} is damaged ({error}); delete the line, its prompt is then drawn again, or the file"
-            ) from error
-    if not lines:
-        return {}
-    if lines[0].get("settings") != key:
-        raise ValueError(
-            f"{path} holds samples of other settings, {lines[0].get('settings')}, not {key}; give another path, or "
-            "delete it"
+            values = json.loads(line)
+            if number == 1:
+                _check_settings(path, values["settings"], key)
+                continue
+            responses = [Response(*response) for response in values["responses"]]
+            if len(responses) != key["n"] or not all(map(_is_response, responses)):
+                raise ValueError(f"not {key['n']} responses of text, number and true or false")
+            if found.setdefault(_name(values["prompt"]), responses) is not responses:
+                raise ValueError("its prompt has a line before")
+        except OtherSettings:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            remedy = "delete the file" if number == 1 else "delete the line, its prompt is then drawn again"
+            raise ValueError(f"{path}:{number} is damaged ({error!r}); {remedy}") from error
+    return found
+
+
+class OtherSettings(ValueError):
+    """A file of samples was drawn with other settings, from another model or template."""
+
+
+def _check_settings(path: Path, brought: dict[str, Any], key: dict[str, Any]) -> None:
+    if brought != key:
+        raise OtherSettings(
+            f"{path} holds samples of other settings, {brought}, not {key}; give another path, or delete it"
         )
-    return {_name(line["prompt"]): [Response(*r) for r in line["responses"]] for line in lines[1:]}
 
 
-def _engine(name: str, model, tokenizer, settings: SamplingSettings) -> Callable[[Conversation], list[Response]]:
+def _is_response(response: Response) -> bool:
+    return (type(response.text), type(response.tokens), type(response.finished)) == (str, int, bool)
+
+
+def _engine(name: str, model, tokenizer, settings: SamplingSettings) -> Callable[[list], list[list[Response]]]:
     if name == "transformers":
-        return lambda prompt: _generate(model, tokenizer, prompt, settings)
+        return lambda prompts: [_generate(model, tokenizer, prompt, settings) for prompt in prompts]
     if name == "vllm":
         return _vllm(model, tokenizer, settings)
     raise ValueError(f"unknown engine {name!r}; choose transformers or vllm")
@@ -249,21 +273,28 @@ def _response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:
     return Response(tokenizer.decode(ids, skip_special_tokens=True), len(ids), ids[-1] in stops)
 
 
-def _vllm(model: str, tokenizer, settings: SamplingSettings) -> Callable[[Conversation], list[Response]]:
+def _vllm(model: str, tokenizer, settings: SamplingSettings) -> Callable[[list], list[list[Response]]]:
     from vllm import LLM, SamplingParams  # optional: pip install -e ".[vllm]"
 
     llm = LLM(str(model), seed=settings.seed, load_format="safetensors")
 
-    def draw(prompt: Conversation) -> list[Response]:
-        params = SamplingParams(
-            n=settings.n,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_tokens=settings.max_new_tokens,
-            stop_token_ids=closing_token_ids(tokenizer),
-            seed=prompt_seed(settings.seed, prompt),
-        )
-        (output,) = llm.generate({"prompt_token_ids": prompt_ids(tokenizer, prompt)}, params, use_tqdm=False)
-        return [Response(o.text, len(o.token_ids), o.finish_reason == "stop") for o in output.outputs]
+    def draw(prompts: list[Conversation]) -> list[list[Response]]:
+        params = [
+            SamplingParams(
+                n=settings.n,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_new_tokens,
+                stop_token_ids=closing_token_ids(tokenizer),
+                seed=prompt_seed(settings.seed, prompt),
+            )
+            for prompt in prompts
+        ]
+        inputs = [{"prompt_token_ids": prompt_ids(tokenizer, prompt)} for prompt in prompts]
+        outputs = llm.generate(inputs, params, use_tqdm=False)
+        return [
+            [Response(o.text, len(o.token_ids), o.finish_reason == "stop") for o in output.outputs]
+            for output in outputs
+        ]
 
     return draw

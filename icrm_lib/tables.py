@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icrm_lib import runtime
+from icrm_lib import records, runtime
 from icrm_lib.evidence import ALPHA, command_for, compare, estimate, holm, load_cells
 
 NOT_TRANSCRIBED = "not transcribed"  # no source for the paper's own value is at hand
@@ -296,12 +296,9 @@ def _latex(text: str) -> str:
 def write(table: Table, frame: pd.DataFrame, folder: str | Path) -> list[Path]:
     """Write a table as Markdown, CSV (all numbers) and LaTeX; returns the three paths."""
     folder, name = Path(folder), runtime.plain_name(table.name)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
-    paths[0].write_text(to_markdown(table, frame), encoding="utf-8")
-    frame.round(6).to_csv(paths[1], index=False)
-    paths[2].write_text(to_latex(table, frame), encoding="utf-8")
-    return paths
+    texts = (to_markdown(table, frame), frame.round(6).to_csv(index=False), to_latex(table, frame))
+    return [records.write_bytes(path, text.encode()) for path, text in zip(paths, texts, strict=True)]
 
 
 def tables_folder(profile: str) -> Path:

@@ -16,6 +16,8 @@ from icrm_lib import runtime
 
 runtime.quiet()
 
+from accelerate import PartialState  # noqa: E402
+
 from icrm_lib.methods import METHODS, method_settings  # noqa: E402
 from icrm_lib.profiles import known_profiles, load_profile, nearest  # noqa: E402
 from icrm_lib.training import reads_generator, statistic_of  # noqa: E402
@@ -59,6 +61,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"{len(train_split)} training pairs, {runtime.processes()} processes, {runtime.device_name()}")
     settings = method_settings(profile.reward_model, args.method)
     if args.prepare:
+        print(f"base model in {runtime.display_path(workspace.base_model)}")
         if reads_generator(settings):
             workspace.add_logprobs(train_split, statistic_of(settings))
         print(f"prepared in {runtime.display_path(workspace.folder)}")
@@ -69,6 +72,8 @@ def train(args: argparse.Namespace) -> None:
         if args.output:
             workspace.reward_model(args.method, args.seed).save_pretrained(args.output)
             print(f"saved to {runtime.display_path(args.output)}")
+    if runtime.processes() > 1:
+        PartialState().destroy_process_group()  # left to the end of the interpreter, its threads may abort it
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -24,10 +23,18 @@ from transformers.trainer_callback import ExportableState
 from transformers.utils.hub import cached_file
 from trl import RewardConfig, RewardTrainer
 from trl.data_utils import get_dataset_column_names
+from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
 from icrm_lib.base_model import refuse_transformed_logits, token_nll, without_adapter
-from icrm_lib.collation import LABEL_COLUMNS, REFERENCE_COLUMNS, STEP_COLUMNS, DataCollatorForConsistency
+from icrm_lib.checkpoints import stop_unless_finite
+from icrm_lib.collation import (
+    LABEL_COLUMNS,
+    REFERENCE_COLUMNS,
+    STEP_COLUMNS,
+    DataCollatorForConsistency,
+    DataCollatorWithLines,
+)
 from icrm_lib.generator import STATISTICS, columns
 from icrm_lib.objectives import (
     CENTERINGS,
@@ -302,6 +309,11 @@ class ICRMTrainer(RewardTrainer):
                 "peft_config= and let the trainer wrap it"
             )
         self.lm_head = self._find_lm_head(lm_head) if args.sft_weight > 0 else None
+        if args.padding_free and "flash" in (self.model.config._attn_implementation or ""):
+            self.data_collator.one_row = True  # it keeps packed sequences apart in a batch of one row only
+        self.failures = Path(self.args.output_dir)  # for a batch whose loss is not finite
+        if type(self.data_collator) is DataCollatorForPreference:  # TRL's own choice
+            self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
 
     def _find_lm_head(self, given: torch.Tensor | None) -> torch.Tensor | None:
         # None stands for tied embeddings that stay as they are: no copy. Trained ones are copied before they move, and
@@ -319,16 +331,11 @@ class ICRMTrainer(RewardTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
+        if "line" not in self._signature_columns:
+            self._signature_columns.append("line")
         if self.args.needs_tokens and "prompt_length" not in self._signature_columns:
             weights = [name for statistic in STATISTICS for name in columns(statistic)]
-            self._signature_columns += [
-                "line",
-                "prompt_length",
-                *weights,
-                *LABEL_COLUMNS,
-                *STEP_COLUMNS,
-                *REFERENCE_COLUMNS,
-            ]
+            self._signature_columns += ["prompt_length", *weights, *LABEL_COLUMNS, *STEP_COLUMNS, *REFERENCE_COLUMNS]
 
     def _load_callback_state(self):
         super()._load_callback_state()
@@ -378,38 +385,19 @@ class ICRMTrainer(RewardTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        state = self.accelerator.gradient_state
-        if batches and self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+        if batches and self.accelerator.num_processes > 1 and self.accelerator.gradient_state.end_of_dataloader:
             # accelerate fills the last batch of an epoch with rows from its beginning, so that every process has one.
-            batches[-1]["epoch_remainder"] = state.remainder
+            # How many are real it forgets after a resumption in the middle of the epoch.
+            remainder = len(self.train_dataset) % (self.args.train_batch_size * self.accelerator.num_processes)
+            if remainder and not self.args.dataloader_drop_last:
+                batches[-1]["epoch_remainder"] = remainder
         return batches, items
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        batch = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        batch = dict(inputs)  # the loss takes entries out
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._stop_unless_finite(loss, batch)
+        stop_unless_finite(self, loss, batch, self.failures)
         return loss
-
-    def _stop_unless_finite(self, loss: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        """Save the batch and raise where loss or gradients are nan or infinite: every later weight would be nan."""
-        finite = torch.isfinite(loss.detach())
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        if gradients and self.accelerator.scaler is None:  # a loss scaler for float16 provokes overflows and skips them
-            finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
-        everywhere = self.accelerator.reduce(finite.float(), "sum")
-        if everywhere >= self.accelerator.num_processes:
-            return
-        path = Path(self.args.output_dir) / f"non_finite_batch-{self.accelerator.process_index}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in batch.items()}, path)
-        lines = f"rows {batch['line'].tolist()}" if "line" in batch else "its rows"
-        what = (
-            "loss" if not torch.isfinite(loss) else "gradient" if not finite else "loss or gradient of another process"
-        )
-        raise FloatingPointError(
-            f"the {what} of step {self.state.global_step + 1} is not finite; the batch ({lines} of the data) is in "
-            f"{path}. Look at these rows, lower the learning rate, or compute in float32; the last checkpoint is good"
-        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args

@@ -9,6 +9,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from datasets import Dataset
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, disable_caching, enable_caching, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
@@ -33,7 +35,7 @@ from icrm_lib.generator import (
     vllm_scorer,
 )
 from icrm_lib.methods import method_settings, train_reward_model, whole_model
-from icrm_lib.paper_data import RECIPES, load_recipe, recipe_key, sampler
+from icrm_lib.paper_data import RECIPES, load_recipe, read_reports, recipe_key, sampler, write_reports
 from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
 from icrm_lib.profiles import GeneratorSettings, Profile, load_profile
 from icrm_lib.reward_model import RewardModel
@@ -53,6 +55,7 @@ _DATA = ("testbed", "testbed_words", "preferences", "tokenization", "workspace")
 MAKERS = {
     "pairs": ("testbed", "testbed_words", "row_files", "tokenization", "preferences", "sampling", "paper_data"),
     "tokenizer": ("base_model", "tokenization"),
+    "tokenized": ("preferences", "tokenization", "paper_data"),
     "base_model": (*_DATA, "base_model"),
     "generator": (*_DATA, "base_model", "generator"),
     "logprobs": (*_DATA, "base_model", "generator"),
@@ -197,7 +200,8 @@ class Workspace:
             draw = sampler(self.generator, tokenizer, self.profile.samples, path, seed=self.seed)
             key |= drawn
         load = partial(load_recipe, data.preferences, data, draw=draw, seed=self.seed)
-        return load(self._artefact("pairs", key, load))
+        self.recipe_folder = self._artefact("pairs", key, load)
+        return load(self.recipe_folder)
 
     # Base model ----------------------------------------------------------------------------------------------------
 
@@ -290,10 +294,33 @@ class Workspace:
     def tokenized(self) -> dict[str, Dataset]:
         """The pairs as token ids, by split."""
         result = {}
+        if self.profile.data.preferences in RECIPES:
+            return self._tokenized_recipe()
         for split, dataset in self.pairs.items():
             result[split], report = tokenize_pairs(dataset, self.tokenizer, max_length=self.profile.data.max_length)
             self.reports.append(report)
         return result
+
+    def _tokenized_recipe(self) -> dict[str, Dataset]:
+        """The same for data too large for memory, in files that are checked; those that `datasets` keeps are not."""
+        pairs, length = self.pairs, self.profile.data.max_length
+        key = {"pairs": self.recipe_folder.name, "rows": {split: len(rows) for split, rows in pairs.items()}}
+        key |= {"max_length": length, "template": self.tokenizer.get_chat_template()}
+        key |= {"tokenizer": records.fingerprint(self.tokenizer.backend_tokenizer.to_str())}
+
+        def make(folder: Path) -> None:
+            disable_caching()
+            try:
+                done = {split: tokenize_pairs(rows, self.tokenizer, max_length=length) for split, rows in pairs.items()}
+            finally:
+                enable_caching()
+            for split, (rows, _) in done.items():
+                rows.save_to_disk(str(folder / split))
+            write_reports(folder, [report for _, report in done.values()])
+
+        folder = self._artefact("tokenized", key, make)
+        self.reports.extend(read_reports(folder))
+        return {split: load_from_disk(str(folder / split)) for split in SPLITS}
 
     def conversations(self, split: str) -> dict[str, list]:
         """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.
@@ -350,23 +377,32 @@ class Workspace:
         settings = self.profile.generator
         if settings.kind == "exact":
             raise ValueError("generator kind 'exact' is the language itself, not a model; use workspace.language")
-        start = self._model_path(settings.model) if settings.model else self.base_model
-        if settings.model:
-            self._check_vocabulary(start)
+        start, pairs, key = self._generator_key()
         if settings.kind == "base":
             return start
-        train = self.tokenized["train"]  # before the fingerprint: loading a hub model's tokenizer fixes its commit
-        if settings.max_length not in (0, self.profile.data.max_length):
-            train, _ = tokenize_pairs(self.pairs["train"], self.tokenizer, max_length=settings.max_length)
-        key = {"base_model": model_fingerprint(start), "settings": asdict(settings), "seed": self.seed}
-        key |= {"pairs": data_fingerprint(train)}
 
         def make(folder: Path, checkpoints: Path) -> None:
-            model = fit_generator(start, train, settings, folder, seed=self.seed, checkpoints=checkpoints)
+            model = fit_generator(start, pairs, settings, folder, seed=self.seed, checkpoints=checkpoints)
             model.save_pretrained(str(folder))
             self.tokenizer.save_pretrained(str(folder))
 
         return str(self._artefact("generator", key, make, trains=True))
+
+    def _generator_key(self) -> tuple[str, Dataset | None, dict[str, Any]]:
+        """Where the generator starts, what it is fitted on, and all that it depends on; nothing is fitted."""
+        settings = self.profile.generator
+        if settings.kind == "exact":
+            return "", None, {"language": self.language.config()}
+        start = self._model_path(settings.model) if settings.model else self.base_model
+        if settings.model:
+            self._check_vocabulary(start)
+        if settings.kind == "base":
+            return start, None, {"model": model_fingerprint(start)}
+        train = self.tokenized["train"]  # before the fingerprint: loading a hub model's tokenizer fixes its commit
+        if settings.max_length not in (0, self.profile.data.max_length):
+            train, _ = tokenize_pairs(self.pairs["train"], self.tokenizer, max_length=settings.max_length)
+        key = {"base_model": model_fingerprint(start), "settings": asdict(settings), "seed": self.seed}
+        return start, train, key | {"pairs": data_fingerprint(train)}
 
     def _check_vocabulary(self, model: str) -> None:
         # Its probabilities are read for the reward model's token ids. Rows beyond the vocabulary do not matter.
@@ -429,6 +465,11 @@ class Workspace:
         if settings.loss == "bradley_terry" and LABEL_COLUMNS[0] in train.column_names:
             labels = zip(*(train[name][:] for name in LABEL_COLUMNS), strict=True)
             train = train.select([row for row, (chosen, rejected) in enumerate(labels) if chosen > rejected])
+        if settings.margin and "margin" not in train.column_names:
+            raise ValueError(
+                f"{method} subtracts the difference of ratings, and not all pairs of {self.profile.data.preferences!r} "
+                "have ratings; take data that have, or another method"
+            )
         if "margin" in train.column_names and not settings.margin:
             train = train.remove_columns("margin")  # TRL subtracts a margin column whenever it sees one
         key = {
@@ -436,7 +477,7 @@ class Workspace:
             "settings": asdict(settings),
             "pairs": data_fingerprint(train),
             "margin": records.fingerprint(train["margin"][:]) if "margin" in train.column_names else None,
-            "generator": asdict(self.profile.generator) if needs_generator else None,
+            "generator": [asdict(self.profile.generator), self._generator_key()[2]] if needs_generator else None,
             "seeds": [self.seed, seed],
         }
         if labels := [name for name in LABEL_COLUMNS if name in train.column_names]:
@@ -489,25 +530,30 @@ class Workspace:
             return path
         if runtime.processes() > 1 and noun != "reward_model":
             raise RuntimeError(_PREPARE_FIRST.format(noun=noun.replace("_", " "), profile=self.profile.name))
-        if runtime.process_index() > 0:  # trains with the first one, which keeps the files
-            with tempfile.TemporaryDirectory() as scratch:
-                make(Path(scratch), checkpoints)
-            PartialState().wait_for_everyone()
-            return path
-        with records.locked(path):
-            if not records.is_whole(path, key, verify=True):  # nobody has made it while this run waited
+        first = runtime.process_index() == 0  # the others train with it; it keeps the files
+        with records.locked(path) if first else nullcontext():
+            # Nobody may have made it while this run waited; what the first process finds holds for all.
+            if _of_first(not records.is_whole(path, key, verify=True)):
                 logger.info("making %s", runtime.display_path(path))
-                with records.whole_folder(path, key) as folder:
-                    make(folder, checkpoints) if trains else make(folder)
+                with records.whole_folder(path, key) if first else tempfile.TemporaryDirectory() as folder:
+                    make(Path(folder), checkpoints) if trains else make(folder)
+            if first:
                 shutil.rmtree(checkpoints, ignore_errors=True)
-        if runtime.processes() > 1:
-            PartialState().wait_for_everyone()
+        _of_first(None)
         return path
 
 
+def _of_first(value: Any) -> Any:
+    """Return the first process's value in all that train together; none goes on before it."""
+    if runtime.processes() == 1:
+        return value
+    PartialState(cpu=runtime.device() == "cpu")  # starts the group of processes where nobody has
+    return broadcast_object_list([value])[0]
+
+
 _PREPARE_FIRST = (
-    "the {noun} is not there yet, and one process makes it, not several; run first: "
-    "python -m icrm_lib.train --profile {profile} --prepare"
+    "profile {profile}: the {noun} is not there yet, and one process makes it, not several; run the same command first "
+    "without `accelerate launch` and with --prepare: python -m icrm_lib.train ... --prepare"
 )
 
 

@@ -53,6 +53,7 @@ def sampling(folder: Path) -> None:
 
 
 def grid(folder: Path) -> None:
+    runtime.project_root = lambda start=None: folder  # where what the cells share is made
     cells = [experiments.Cell("bt", seed, pairs=12) for seed in range(2)]
     experiments.run_grid(GRID, cells, tuned={}, folder=folder, workers=0)
 
@@ -101,8 +102,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def check_wholeness(folder: Path) -> None:
     """Whatever has a final name and a manifest is whole, at any moment."""
-    for manifest in folder.glob(f"*/{records.MANIFEST}"):
-        if not manifest.parent.name.startswith("."):
+    for manifest in folder.rglob(records.MANIFEST):
+        if not any(part.startswith(".") for part in manifest.relative_to(folder).parts):
             assert records.is_whole(manifest.parent, records.key_of(manifest.parent), verify=True), manifest
 
 

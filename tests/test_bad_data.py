@@ -172,6 +172,7 @@ FAULTS = {name: (raw, "JSON syntax error", word) for name, (raw, word) in SYNTAX
     "rating of 400 digits": (good(chosen_score=1, rejected_score=10**400), "'rejected_score' is not finite", "1000"),
     "rating NaN on one side": (with_number("NaN", "chosen_rating"), "'chosen_rating' is not finite", "leave"),
     "difference of ratings infinite": (good(score_chosen=1.7e308, score_rejected=-1.7e308), "margin is not", "inf"),
+    "rating beyond float32": (good(margin=1e300), "margin is not finite in float32", "give smaller numbers"),
     "rating as text": (good(margin="3"), "wrong type in 'margin'", "str '3'"),
     "rating as boolean": (good(margin=True), "wrong type in 'margin'", "boolean"),
     "rating as boolean text": (good(margin="true"), "wrong type in 'margin'", "str 'true'; give a number"),

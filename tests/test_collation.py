@@ -32,6 +32,11 @@ def test_rows_of_one_length_stay_rows():
     assert packing([5, 5, 5], 7).tolist() == [[row * 7 + column for column in range(5)] for row in range(3)]
 
 
+def test_kernels_that_know_of_packing_get_one_row():
+    pack = packing([5, 3, 9], 9, one_row=True)
+    assert pack.tolist() == [[*range(18, 27), *range(5), *range(9, 12)]]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)

@@ -31,22 +31,25 @@ from icrm_lib.training import ICRMConfig, ICRMTrainer
 base, data, folder, batch, cases = sys.argv[1:]
 rank = int(os.environ.get("RANK", 0))
 for name, (rows, terms) in json.loads(cases).items():
+    saved = terms.pop("resumed_from", None)
     out = f"{folder}/{name}"
     os.makedirs(out, exist_ok=True)
     args = ICRMConfig(
         output_dir=out, per_device_train_batch_size=int(batch), num_train_epochs=2, learning_rate=0.1, optim="sgd",
-        logging_steps=1, report_to="none", save_strategy="no", bf16=False, use_cpu=True, gradient_checkpointing=False,
-        disable_tqdm=True, max_length=None, ddp_backend="gloo" if "RANK" in os.environ else None, **terms,
+        logging_steps=1, report_to="none", save_strategy="steps" if saved else "no", save_steps=saved or 1, bf16=False,
+        use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, max_length=None,
+        ddp_backend="gloo" if "RANK" in os.environ else None, **terms,
     )
-    torch.manual_seed(0)
-    trainer = ICRMTrainer(
-        AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float64),
-        args, train_dataset=load_from_disk(data).select(range(rows)),
-        processing_class=AutoTokenizer.from_pretrained(base),
-        peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear"),
-    )
-    trainer.model.double()  # PEFT puts LoRA in float32
-    trainer.train()
+    for start in (None, f"{out}/checkpoint-{saved}") if saved else (None,):
+        torch.manual_seed(0)
+        trainer = ICRMTrainer(
+            AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float64),
+            args, train_dataset=load_from_disk(data).select(range(rows)),
+            processing_class=AutoTokenizer.from_pretrained(base),
+            peft_config=LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear"),
+        )
+        trainer.model.double()  # PEFT puts LoRA in float32
+        trainer.train(resume_from_checkpoint=start)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     with open(f"{out}/log-{rank}.json", "w") as file:
         json.dump({
@@ -55,6 +58,7 @@ for name, (rows, terms) in json.loads(cases).items():
         }, file)
     if rank == 0:
         trainer.save_model(out)
+trainer.accelerator.end_training()
 """
 # Of the last batch of four 13 pairs leave one, and the second process has none of it; 15 leave it one of three.
 CASES = {
@@ -64,6 +68,7 @@ CASES = {
     "centred": (13, {"consistency_weight": 0.0, "sft_weight": 0.0, "center_rewards_coefficient": 0.1}),
     "outcome": (15, {"loss": "outcome", "sft_weight": 0.1}),
     "grm": (13, {"consistency_weight": 0.0, "sft_weight": 0.1, "text_form": "grm_dpo_noref"}),
+    "resumed": (13, {"sft_weight": 0.1, "resumed_from": 2}),  # in the middle of the first epoch
     "accumulation": (13, {"gradient_accumulation_steps": 2}),
 }
 
@@ -137,7 +142,7 @@ def test_accelerate_trains_what_was_prepared(tmp_path):
 
 @pytest.mark.parametrize(
     ("batch", "accumulation", "processes", "want"),
-    [(2, 6, 1, (2, 6)), (3, 8, 2, (3, 4)), (4, 3, 2, (2, 3)), (2, 6, 4, None)],
+    [(2, 6, 1, (2, 6)), (6, 4, 2, (3, 4)), (3, 8, 2, (3, 4)), (4, 3, 2, (2, 3)), (2, 6, 4, None)],
 )
 def test_processes_share_a_step(batch, accumulation, processes, want):
     settings = RewardModelSettings(batch_size=batch, accumulation=accumulation)

@@ -247,6 +247,45 @@ def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, p
     assert not list(tmp_path.rglob("*.parts"))
 
 
+def test_parts_that_changed_places_are_asked_again(base_model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "WINDOW", 10)
+    asked = []
+
+    def scorer():
+        score = model_scorer(load_causal_lm(base_model), 0)
+
+        def counting(rows):
+            if len(asked) == 3:
+                raise RuntimeError("killed")
+            asked.append(rows)
+            return score(rows)
+
+        return counting
+
+    with pytest.raises(RuntimeError):
+        generator.cached_logprobs(pairs, scorer, tmp_path / "cache", {})
+    first, second, third = sorted(tmp_path.rglob("*.arrow"))
+    names = [file.name.partition("-") for file in (first, second)]
+    moved = first.rename(first.with_name(f"{names[1][0]}-{names[0][2]}"))
+    second.rename(second.with_name(f"{names[0][0]}-{names[1][2]}"))
+    assert moved.exists()
+    asked.clear()
+    monkeypatch.setattr(generator, "_check_values", lambda values, rows: None)
+    with pytest.raises(RuntimeError):
+        generator.cached_logprobs(pairs, scorer, tmp_path / "cache", {})
+    assert len(asked) == 3 and asked[0][0][0] == pairs[0]["chosen_ids"]  # the first two again, and one more
+
+
+@pytest.mark.parametrize("values", [[np.nan, -1.0], [-np.inf, -1.0], [-1.0]])
+def test_values_that_are_none_are_not_kept(pairs, tmp_path, values):
+    def scorer():
+        return lambda rows: [np.resize(values, len(ids) - start + (len(values) == 1)) for ids, start in rows]
+
+    with pytest.raises(FloatingPointError, match="values, .* of them finite, for a response of"):
+        generator.cached_logprobs(pairs, scorer, tmp_path, {})
+    assert not list(tmp_path.rglob(generator.CACHE_FILE))
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.8), (0.7, 0.8), (0.7, 0.3), (1.0, 1.0)])
 def test_nucleus_probabilities_are_those_that_transformers_samples_from(base_model, pairs, temperature, top_p):
     model = load_causal_lm(base_model)

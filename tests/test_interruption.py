@@ -38,7 +38,7 @@ def test_twenty_kills_leave_what_an_unbroken_run_leaves(job, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] >= 20 and result["chains"] >= 5
-    assert result["files"] == {"reward_model": 24, "sampling": 1, "grid": 2}[job]
+    assert result["files"] >= {"reward_model": 24, "sampling": 1, "grid": 5}[job]
 
 
 # Two at once -----------------------------------------------------------------------------------------------------
@@ -89,11 +89,10 @@ def test_the_second_run_waits_and_says_so(tmp_path, caplog):
 # Checkpoints ---------------------------------------------------------------------------------------------------------
 
 
-def train(base_model, tokenizer, rows, folder, **changes):
+def train(base_model, tokenizer, rows, folder, seed=0, checkpoints=None, **changes):
     settings = method_settings(replace(SETTINGS, **changes), "icrm")
-    return train_reward_model(
-        base_model, tokenizer, rows, settings, folder=folder / "log", seed=0, checkpoints=folder / "checkpoints"
-    )
+    options = {"folder": folder / "log", "seed": seed, "checkpoints": checkpoints or folder / "checkpoints"}
+    return train_reward_model(base_model, tokenizer, rows, settings, **options)
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def damage(path, how):
 )
 def test_a_damaged_checkpoint_is_not_resumed_from(left, how, base_model, tokenizer, caplog):
     folder, rows, last = left
-    key = {"checkpoints": "checkpoints"}
+    key = records.key_of(folder / "checkpoints/checkpoint-6")
     damage(folder / "checkpoints/checkpoint-6", how)
     again = train(base_model, tokenizer, rows, folder)
     assert "checkpoint-6 is half-written or damaged; going on without it" in caplog.text
@@ -140,12 +139,27 @@ def test_a_damaged_checkpoint_is_not_resumed_from(left, how, base_model, tokeniz
     assert records.is_whole(folder / "checkpoints/checkpoint-6", key, verify=True)
 
 
-def test_a_checkpoint_of_another_training_is_refused_and_kept(left, base_model, tokenizer):
+@pytest.mark.parametrize("other", ["settings", "seed", "data", "folder"])
+def test_a_checkpoint_of_another_training_is_refused_and_kept(left, base_model, tokenizer, other):
     folder, rows, _ = left
-    shutil.copytree(folder / "checkpoints/checkpoint-6", folder / "other/checkpoints-of-mine/checkpoint-6")
+    changes = {"learning_rate": 0.5} if other == "settings" else {}
+    if other == "seed":
+        changes["seed"] = 1
+    if other == "data":
+        rows = rows.select(range(11))
+    if other == "folder":
+        (folder / "checkpoints").rename(folder / "mine")
+        changes["checkpoints"] = folder / "mine"
     with pytest.raises(ValueError, match="is a checkpoint of another training; move it away"):
-        checkpoints.newest_checkpoint(folder / "other/checkpoints-of-mine", {"checkpoints": "checkpoints-of-mine"})
-    assert (folder / "other/checkpoints-of-mine/checkpoint-6/optimizer.pt").is_file()
+        train(base_model, tokenizer, rows, folder, **changes)
+    assert (changes.get("checkpoints", folder / "checkpoints") / "checkpoint-6/optimizer.pt").is_file()
+
+
+def test_a_checkpoint_that_was_moved_away_is_left_alone(left, base_model, tokenizer):
+    folder, rows, last = left
+    (folder / "checkpoints/checkpoint-6").rename(folder / "checkpoints/checkpoint-6-old")
+    assert train(base_model, tokenizer, rows, folder).state.log_history[-2] == last
+    assert (folder / "checkpoints/checkpoint-6-old").is_dir()
 
 
 def test_a_finished_artefact_with_one_bit_changed_is_made_again(tmp_path, caplog):
@@ -158,11 +172,115 @@ def test_a_finished_artefact_with_one_bit_changed_is_made_again(tmp_path, caplog
     assert file.read_bytes() == whole
 
 
-def test_a_damaged_line_of_a_sample_file_is_named(tmp_path):
+HEAD = '{"settings": {"n": 1}}'
+LINE = '{"prompt": [], "responses": [["text", 1, true]]}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "number", "remedy"),
+    [
+        ([HEAD, '{"prompt": [], "resp', LINE], 2, "delete the line, its prompt is then drawn again"),
+        ([HEAD, "{}"], 2, "delete the line"),
+        ([HEAD, "null"], 2, "delete the line"),
+        ([HEAD, LINE.replace("true", '"true"')], 2, "delete the line"),
+        ([HEAD, LINE.replace('"text", ', "")], 2, "delete the line"),
+        ([HEAD, '{"prompt": [], "responses": []}'], 2, "delete the line"),
+        ([HEAD, LINE, LINE], 3, "delete the line"),
+        (["[1]", LINE], 1, "delete the file"),
+        (["{", LINE], 1, "delete the file"),
+    ],
+)
+def test_a_damaged_line_of_a_sample_file_is_named(tmp_path, lines, number, remedy):
     path = tmp_path / "samples.jsonl"
-    path.write_text('{"settings": {}}\n{"prompt": [], "resp\n{"prompt": [], "responses": []}\n')
-    with pytest.raises(ValueError, match=r"samples.jsonl:2 is damaged .*; delete the line, its prompt is then drawn"):
-        sampling._read_samples(path, {})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=rf"samples.jsonl:{number} is damaged .*; {remedy}"):
+        sampling._read_samples(path, {"n": 1})
+    path.write_text(f"{HEAD}\n{LINE}\n")
+    assert sampling._read_samples(path, {"n": 1}) == {"[]": [("text", 1, True)]}
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "{}", '{"key": {}}', '{"key": {}, "filez": {}}', '{"key": {}, "files": []}', "[]"]
+)
+def test_a_damaged_manifest_is_no_manifest(tmp_path, manifest):
+    records.seal(tmp_path, {})
+    assert records.is_whole(tmp_path, {}) and records.key_of(tmp_path) == {}
+    (tmp_path / records.MANIFEST).write_text(manifest)
+    assert not records.is_whole(tmp_path, {})
+
+
+def test_what_lies_in_an_artefacts_place_is_refused_before_the_work(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").write_text("mine")
+    for name in ("link", "file"):
+        with pytest.raises(FileExistsError, match="is in the way"), records.whole_folder(tmp_path / name, {}):
+            raise AssertionError("the work has begun")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_dead_processes_left_goes_and_what_living_ones_write_stays(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead, alive = (tmp_path / f".a.json.{pid}-0123abcd" for pid in (child.pid, os.getpid()))
+    for path in (dead, alive):
+        path.write_text("half")
+    records.write_json(tmp_path / "a.json", {})
+    assert not dead.exists() and alive.exists()
+
+
+ORPHANS = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from icrm_lib import experiments
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=experiments._start_worker) as pool:
+        print(*[future.result() for future in [pool.submit(os.getpid) for _ in range(8)]], flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_grid_that_started_them(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(ORPHANS)
+    grid = subprocess.Popen([sys.executable, str(script)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    workers = {int(pid) for pid in grid.stdout.readline().split()}
+    assert workers and all(records._is_running(pid) for pid in workers)
+    grid.kill()
+    grid.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_went_wrong_seals_nothing_and_keeps_the_batch(tmp_path):
+    wild = replace(MICRO.reward_model, learning_rate=1e38)
+    workspace = Workspace(replace(MICRO, name="wild", reward_model=wild), folder=tmp_path)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        workspace.reward_model_folder("bt")
+    assert not [path for path in tmp_path.glob("reward_model-*")]
+
+
+def test_a_generator_that_went_wrong_is_not_asked(tmp_path):
+    wild = replace(MICRO.generator, learning_rate=1e30, epochs=3.0)
+    workspace = Workspace(replace(MICRO, name="wild", generator=wild), folder=tmp_path)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        workspace.with_logprobs("train")
+    assert not [path for path in tmp_path.glob("logprobs-*") if path.is_dir()]
+    assert not list(tmp_path.glob("generator-*"))
 
 
 # No space, no permission ---------------------------------------------------------------------------------------------

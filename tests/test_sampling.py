@@ -95,10 +95,10 @@ def test_greedy_responses_do_not_depend_on_company(model, tokenizer, prompts):
 
 
 def test_line_separators_in_a_response_survive_the_file(model, tokenizer, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr(sampling, "_generate", lambda *_: [sampling.Response("one\u2028two\x85three", 3, True)])
+    monkeypatch.setattr(sampling, "_generate", lambda *_: [sampling.Response("one\u2028two\x85three", 3, True)] * 4)
     first = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
     again = sample(model, tokenizer, prompts[:1], SETTINGS, tmp_path / "samples.jsonl")
-    assert again["response"].tolist() == first["response"].tolist() == ["one\u2028two\x85three"]
+    assert again["response"].tolist() == first["response"].tolist() == ["one\u2028two\x85three"] * 4
 
 
 def test_a_models_own_generation_settings_play_no_part(model, tokenizer, prompts, tmp_path):

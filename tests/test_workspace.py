@@ -642,3 +642,25 @@ def test_elsewhere_the_judge_is_a_reward_model_that_the_profile_names(tmp_path):
     judge = ws.reward_model_folder("bt")
     judged = Workspace(micro(base_model={"vocabulary": 300}, downstream={"judge": str(judge)}), **options)
     np.testing.assert_allclose(judged.judge(talks), RewardModel.from_pretrained(judge).score(talks))
+
+
+def test_another_generator_under_the_same_name_makes_another_reward_model(tmp_path):
+    own = Workspace(MICRO, folder=tmp_path / "own")
+    named = tmp_path / "named"
+    shutil.copytree(own.base_model, named)
+    shutil.copytree(own.folder, tmp_path / "runs")
+    options = {"kind": "base", "model": str(named)}
+    first = Workspace(micro(generator=options), folder=tmp_path / "runs").reward_model_folder("icrm")
+    assert Workspace(micro(generator=options), folder=tmp_path / "runs").reward_model_folder("icrm") == first
+    model = AutoModelForCausalLM.from_pretrained(named)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    model.save_pretrained(named)
+    assert Workspace(micro(generator=options), folder=tmp_path / "runs").reward_model_folder("icrm") != first
+
+
+def test_a_method_that_subtracts_ratings_needs_them(tmp_path):
+    with pytest.raises(
+        ValueError, match="bt_margin subtracts the difference of ratings, and not all pairs of 'testbed'"
+    ):
+        Workspace(MICRO, folder=tmp_path).reward_model_folder("bt_margin")
