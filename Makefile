@@ -38,7 +38,7 @@ run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY
 
 test: $(STAMP)  ## run tests/, then execute every notebook and compare it with its stored outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
-	$(BIN)/python -m pytest --nbval notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -n logical --dist loadfile notebooks
 
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
 	$(BIN)/python -m icrm_lib.experiments --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"

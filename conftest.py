@@ -18,7 +18,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 FIGURE = re.compile(r"<Figure( size [^>]*)?>")  # the text form of a picture says nothing about it
 
-collected_cells = pytest.StashKey[list]()
+CELL = "nbval cell"  # notebook, whether there is something to compare, whether it has output
 
 
 def nbval_is_on(config: pytest.Config) -> bool:
@@ -41,9 +41,14 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if nbval_is_on(session.config):
-        session.config.stash[collected_cells] = [item for item in session.items if hasattr(item, "cell_num")]
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # As a property it reaches the summary from the processes of pytest-xdist, too.
+    if not nbval_is_on(config):
+        return
+    for item in items:
+        if hasattr(item, "cell_num"):
+            content = item.options["check"] and has_content(item.cell.outputs, item.parent.skip_compare)
+            item.user_properties.append((CELL, [item.path.stem, content, bool(item.cell.outputs)]))
 
 
 def has_content(outputs: list, skipped: tuple) -> bool:
@@ -61,18 +66,22 @@ def has_content(outputs: list, skipped: tuple) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    cells = config.stash.get(collected_cells, [])
+    cells = {}
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == CELL:
+                    cells[report.nodeid] = [*value, outcome == "passed"]
     if not cells:
         return
-    passed = {report.nodeid for report in terminalreporter.stats.get("passed", [])}
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for item in cells:
-        content = item.options["check"] and has_content(item.cell.outputs, item.parent.skip_compare)
-        row = (bool(content and item.nodeid in passed), bool(item.cell.outputs), True)
-        for name in (item.path.stem, "total"):
+    for stem, content, with_output, passed in cells.values():
+        row = (content and passed, with_output, True)
+        for name in (stem, "total"):
             counts[name] = [count + new for count, new in zip(counts[name], row, strict=True)]
     terminalreporter.section("notebook cells compared with content")
-    counts["total"] = counts.pop("total")  # last
+    total = counts.pop("total")
+    counts = dict(sorted(counts.items())) | {"total": total}
     width = max(map(len, counts))
     for name, (compared, with_output, code) in counts.items():
         terminalreporter.write_line(
