@@ -37,7 +37,7 @@ run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY
 	$(BIN)/python -m icrm_lib.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)
 
 test: $(STAMP)  ## run tests/, then execute every notebook and compare it with its stored outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -n logical --dist loadfile notebooks
 
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
