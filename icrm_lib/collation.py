@@ -9,9 +9,10 @@ import xxhash
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from icrm_lib.generator import columns
+from icrm_lib.preferences import LABEL_KEYS
 
 REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
-LABEL_COLUMNS = ("chosen_label", "rejected_label")
+LABEL_COLUMNS = LABEL_KEYS
 STEP_COLUMNS = ("chosen_step_values", "rejected_step_values")
 MOST_PADDING = 0.05  # share of a packed batch that may be padding
 
