@@ -118,7 +118,7 @@ def main() -> None:
     reference, kills, chains = contents(folder / "reference"), 0, 0
     while kills < wanted:
         chain = folder / f"chain{chains}"
-        for _ in range(7):  # at most so many kills before it may finish
+        for _ in range(4):  # at most so many kills before it may finish
             child = start(job, chain)
             time.sleep(random.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
