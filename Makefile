@@ -31,17 +31,17 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 plan: $(STAMP)  ## say what a profile will take, before anything starts [PROFILE=gemma-2b-40k] [ARGS="--device 24"]
-	$(BIN)/python -m icrm_lib.plan --profile "$$ICRM_PROFILE" $(ARGS)
+	$(BIN)/python -m icrm_lib.plan.stages --profile "$$ICRM_PROFILE" $(ARGS)
 
 run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY=04] [ARGS="-p SEED 3"]
-	$(BIN)/python -m icrm_lib.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)
+	$(BIN)/python -m icrm_lib.cli.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)
 
 test: $(STAMP)  ## run tests/, then execute every notebook and compare it with its stored outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval -n logical --dist loadfile notebooks
 
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
-	$(BIN)/python -m icrm_lib.experiments --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
+	$(BIN)/python -m icrm_lib.lab.grid --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
 
 # Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/
@@ -49,17 +49,17 @@ notebooks: $(STAMP)  ## open JupyterLab at notebooks/
 	  --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate notebooks
 
 refresh: $(STAMP)  ## execute the notebooks again and store their outputs in place [ONLY=04]
-	$(BIN)/python -m icrm_lib.run --refresh --only "$$ICRM_ONLY"
+	$(BIN)/python -m icrm_lib.cli.run --refresh --only "$$ICRM_ONLY"
 
 # Left out: rewardbench_package.py, which needs a second environment, and what is no benchmark. gpu.py wants a GPU.
-BENCH = $(filter-out $(addprefix benchmarks/,rewardbench_package.py gpu.py common.py table.py),$(sort $(wildcard benchmarks/*.py)))
+BENCH = $(filter-out $(addprefix bench/,rewardbench_package.py gpu.py common.py table.py),$(sort $(wildcard bench/*.py)))
 
 # A ratio fails nothing; a script that crashes does, after the others have run.
-bench: $(STAMP)  ## run the scripts in benchmarks/ and compare what they measure with its goals
+bench: $(STAMP)  ## run the scripts in bench/ and compare what they measure with its goals
 	@failed=0; scripts="$(BENCH)"; \
-	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && scripts="$$scripts benchmarks/gpu.py"; \
+	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && scripts="$$scripts bench/gpu.py"; \
 	for script in $$scripts; do echo "$$script" >&2; $(BIN)/python "$$script" || failed=1; done; \
-	$(BIN)/python benchmarks/table.py || failed=1; exit $$failed
+	$(BIN)/python bench/table.py || failed=1; exit $$failed
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(BIN)/python -m ruff check .
@@ -67,7 +67,7 @@ lint: $(STAMP)  ## check style and formatting, notebooks included
 
 clean:  ## remove executed notebooks, checkpoints and caches; keep .venv
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find icrm_lib tests notebooks benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
+	find icrm_lib tests notebooks bench \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} + 2>/dev/null || true
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

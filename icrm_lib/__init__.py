@@ -23,7 +23,7 @@ _EXPORTS = {
     "RewardModel": "reward_model",
     "ICRMConfig": "training",
     "ICRMTrainer": "training",
-    "Workspace": "workspace",
+    "Workspace": "lab.workspace",
 }
 __all__ = ["__version__", *_EXPORTS]
 

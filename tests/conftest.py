@@ -13,9 +13,9 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
-from icrm_lib.base_model import small_llama  # noqa: E402
-from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
-from icrm_lib.testbed import Language  # noqa: E402
+from icrm_lib.language_model.causal import small_llama  # noqa: E402
+from icrm_lib.preferences.loading import preference_rows, tokenize_pairs  # noqa: E402
+from icrm_lib.testbed.language import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 
 

@@ -122,7 +122,7 @@ def third_party_imports(paths: list[Path]) -> set[str]:
     return {canonicalize_name(names.get(top, [top])[0]) for top in outside}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "icrm_lib").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "icrm_lib").rglob("*.py")), ids=lambda path: path.stem)
 def test_what_the_library_imports_is_declared(path):
     optional = set(PROJECT["project"]["optional-dependencies"]) - {"test"}
     assert third_party_imports([path]) - set(RUNTIME) - optional == set()

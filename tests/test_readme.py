@@ -29,7 +29,7 @@ def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, language, c
     lines = [json.dumps({key: row[key] for key in keys}) for row in rows]
     (tmp_path / "preferences.jsonl").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("icrm_lib.workspace.load_profile", lambda name: MICRO)  # the size, and nothing else
+    monkeypatch.setattr("icrm_lib.lab.workspace.load_profile", lambda name: MICRO)  # the size, and nothing else
     monkeypatch.setattr(runtime, "project_root", lambda: tmp_path)
     names: dict = {}
     assert len(snippets()) == 3

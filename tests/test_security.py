@@ -21,18 +21,20 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 from trl import DPOConfig, GRPOConfig
 
-from icrm_lib import records, run, runtime, tables
-from icrm_lib.base_model import load_causal_lm
-from icrm_lib.evidence import load_cells
-from icrm_lib.experiments import Cell
-from icrm_lib.heatmaps import Row, token_heatmap_html
-from icrm_lib.methods import method_settings, train_reward_model
+from icrm_lib import records, runtime
+from icrm_lib.cli import run
+from icrm_lib.heatmaps.figure import Row, token_heatmap_html
+from icrm_lib.lab.grid import Cell
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.profiles import DataSettings, GeneratorSettings, Profile, RewardModelSettings
-from icrm_lib.reward_head import add_mlp_head, load_adapter
-from icrm_lib.reward_model import RewardModel, TokenReward
-from icrm_lib.training import ICRMConfig
-from icrm_lib.value_head import load_value_head
-from icrm_lib.workspace import Workspace
+from icrm_lib.report import tables
+from icrm_lib.report.evidence import load_cells
+from icrm_lib.reward_model.head import add_mlp_head, load_adapter
+from icrm_lib.reward_model.model import RewardModel, TokenReward
+from icrm_lib.reward_model.value_head import load_value_head
+from icrm_lib.training.methods import method_settings, train_reward_model
+from icrm_lib.training.trainer import ICRMConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = Profile("mine", data=DataSettings(preferences="own.jsonl"), generator=GeneratorSettings(kind="base"))
@@ -157,7 +159,7 @@ def test_what_a_resumed_training_reads_makes_tensors_only(module):
 
 def sources() -> dict[str, ast.Module]:
     """Name -> syntax of the library, the benchmarks and the notebooks' code cells."""
-    paths = [*(ROOT / "icrm_lib").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
+    paths = [*(ROOT / "icrm_lib").rglob("*.py"), *(ROOT / "bench").glob("*.py"), ROOT / "conftest.py"]
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -473,10 +475,10 @@ socket.gethostbyname = guarded(socket.gethostbyname, 0)
 socket.create_connection = guarded(socket.create_connection, 0)
 """
 PIPELINE = """
-from icrm_lib.workspace import Workspace
+from icrm_lib.lab.workspace import Workspace
 from icrm_lib.profiles import *
-from icrm_lib.reward_model import RewardModel
-from icrm_lib.base_model import load_causal_lm
+from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.language_model.causal import load_causal_lm
 LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}
 workspace = Workspace(Profile(
     name="micro",
@@ -525,14 +527,14 @@ def test_a_notebook_of_smoke_asks_nobody(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks/02_preferences.ipynb", tmp_path / "notebooks")
-    done, attempts = without_network([sys.executable, "-m", "icrm_lib.run", "--only", "02"], tmp_path)
+    done, attempts = without_network([sys.executable, "-m", "icrm_lib.cli.run", "--only", "02"], tmp_path)
     assert (done.returncode, attempts) == (0, ""), done.stderr[-2000:]
     assert (tmp_path / "runs/smoke/02_preferences.ipynb").is_file()
 
 
 @pytest.mark.parametrize("profile", ["smoke", "lab"])
 def test_a_model_of_the_hub_is_not_asked_for(profile, tmp_path):
-    code = f"from icrm_lib.run import prepare_environment; prepare_environment({profile!r})\n"
+    code = f"from icrm_lib.cli.run import prepare_environment; prepare_environment({profile!r})\n"
     code += "import huggingface_hub; huggingface_hub.hf_hub_download('owner/model', 'config.json')"
     done, attempts = without_network([sys.executable, "-c", code], tmp_path)
     assert done.returncode and attempts == "" and "offline" in done.stderr.lower()

@@ -1,0 +1,152 @@
+"""Training steps at the sizes of real models on the GPU at hand: tokens a second, utilisation, peak memory.
+
+    python bench/gpu.py [--shape gemma-2b llama3-8b] [--pairs 16 --length 1024 --steps 8]
+
+The shapes are those of the models of that name, the weights random, so nothing is downloaded; LoRA of rank 32 on all
+linear layers, weights and arithmetic in bfloat16, no gradient checkpointing. Batches are padded: rows have between
+three quarters of `--length` and all of it. `--pairs` is halved until every kind of training fits; each kind has a
+process of its own. Utilisation is the floating point operations of a real step, counted operator by operator
+(`torch.utils.flop_counter`; those on padding count), over the step's time and the device's peak for dense bfloat16.
+`--shape tiny` runs anywhere. Prints one JSON record and writes it to `results/gpu/<device>.json`.
+"""
+
+import argparse
+import re
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.modules.linear_cross_entropy  # noqa: F401 (registers the operator below)
+from common import finish, hold, in_own_process, make_trainer, peak, random_pairs, trainer_step, wait
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSequenceClassification, GemmaConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from icrm_lib import runtime
+
+KINDS = ("bt", "icrm", "icrm + sft")
+# Dense bfloat16 TFLOP/s (NVIDIA's data sheets; where they give the figure with sparsity only, half of it). The first
+# whose name is part of the device's counts; for others it is measured.
+PEAK_TFLOPS = {"H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+TEXT_TERM = torch.ops.torch_nn._linear_cross_entropy_batch_chunked
+
+
+def text_term_flop(states: torch.Size, head: torch.Size, *_: Any, **__: Any) -> int:
+    """Count what `token_nll` does in one operator that the counter does not know: logits, and the states' gradient."""
+    return 2 * 2 * states[0] * head[0] * head[1]
+
+
+def shape_config(shape: str) -> PreTrainedConfig:
+    """Return the configuration of "gemma-2b", "llama3-8b" or "tiny"."""
+    if shape == "gemma-2b":
+        sizes = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "head_dim": 256}
+        return GemmaConfig(vocab_size=256_000, num_attention_heads=8, num_key_value_heads=1, **sizes)
+    if shape == "llama3-8b":
+        sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+        heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+        return LlamaConfig(vocab_size=128_256, max_position_embeddings=8192, **sizes, **heads)
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaConfig(vocab_size=1000, tie_word_embeddings=True, **sizes)
+
+
+def random_model(config: PreTrainedConfig) -> tuple[PreTrainedModel, torch.Tensor | None]:
+    """Return a reward model with random weights, and a random LM head where the embeddings are not tied."""
+    torch.manual_seed(0)
+    config.num_labels, config.pad_token_id = 1, 0
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    with torch.device(runtime.device()):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+        if config.tie_word_embeddings:
+            return model, None
+        return model, torch.randn(config.vocab_size, config.hidden_size, dtype=dtype) * config.initializer_range
+
+
+def measure(shape: str, kind: str, pairs: int, args: argparse.Namespace) -> dict[str, float] | None:
+    """Return one kind's cost; None where it does not fit."""
+    warm = 2
+    config = shape_config(shape)
+    data = random_pairs(pairs * (warm + args.steps + 1), args.length, config.vocab_size, shortest=3 * args.length // 4)
+    try:
+        model, lm_head = random_model(config)
+        step = trainer_step(make_trainer(kind, model, data, pairs, lm_head=lm_head))
+        held, stamps = hold(), []
+        for _ in range(warm + args.steps):
+            step()
+            wait()
+            stamps.append(time.perf_counter())
+        most = held + peak(held)
+        with FlopCounterMode(display=False, custom_mapping={TEXT_TERM: text_term_flop}) as counter:
+            step()
+    except torch.OutOfMemoryError:
+        return None
+    lengths = np.array([[len(ids) for ids in data[f"{side}_ids"]] for side in ("chosen", "rejected")])
+    batches = lengths.T.reshape(-1, 2 * pairs)
+    seconds = float(np.median(np.diff(stamps)[warm - 1 :]))
+    return {
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(float(batches.sum(1).mean()) / seconds),
+        "padding": round(1 - float(np.mean(batches.sum(1) / (2 * pairs * batches.max(1)))), 3),
+        "tflop": counter.get_total_flops() / 1e12,
+        "peak_gib": round(most / 1024, 2),
+    }
+
+
+def peak_tflops() -> tuple[float, str]:
+    """Return the device's peak for dense bfloat16 in TFLOP/s and where the number is from."""
+    for name, tflops in PEAK_TFLOPS.items():
+        if torch.cuda.is_available() and name in runtime.device_name():
+            return tflops, "data sheet"
+    return in_own_process(measured_tflops), "a large matrix product"
+
+
+def measured_tflops() -> float:
+    on_gpu = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+    a, b = torch.randn(2, size, size, device=runtime.device(), dtype=dtype)
+    seconds = []
+    for _ in range(10):
+        wait()
+        start = time.perf_counter()
+        a @ b
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e12
+
+
+def fitting(shape: str, args: argparse.Namespace) -> dict:
+    """Measure all kinds at the largest batch that fits them all."""
+    pairs = args.pairs
+    while pairs:
+        costs = {}
+        for kind in reversed(KINDS):  # the one that needs most memory first
+            costs[kind] = in_own_process(measure, shape, kind, pairs, args)
+            if costs[kind] is None:
+                break
+        else:
+            return {"pairs": pairs, **{kind: costs[kind] for kind in KINDS}}
+        pairs //= 2
+    raise SystemExit(f"not even one pair of {args.length} tokens fits for {shape}; give a smaller --length")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=("gemma-2b", "llama3-8b", "tiny"))
+    for name, value in {"pairs": 16, "length": 1024, "steps": 8}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    args.shape = args.shape or ["gemma-2b", "llama3-8b"]
+    if not torch.cuda.is_available() and args.shape != ["tiny"]:
+        raise SystemExit("no GPU is visible; --shape tiny runs without one")
+    most, source = peak_tflops()
+    metrics: dict = {"peak_tflops": round(most, 3), "peak_from": source}
+    for shape in args.shape:
+        metrics[shape] = fitting(shape, args)
+        for kind in KINDS:
+            cost = metrics[shape][kind]
+            cost["utilisation"] = round(cost["tflop"] / cost["seconds"] / most, 3)
+            cost["time_ratio"] = round(cost["seconds"] / metrics[shape]["bt"]["seconds"], 3)
+    finish(re.sub(r"[^a-z0-9]+", "-", runtime.device_name().lower()).strip("-"), args, metrics, folder="gpu")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Where profiles meet artefacts: workspace, cells, grid. Import from its modules; the package loads none."""

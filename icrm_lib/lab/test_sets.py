@@ -1,0 +1,169 @@
+"""Test sets on which the truth is known, and all that is measured of a reward model on them."""
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.measures.tokens import (
+    TokenScorer,
+    TokenTruth,
+    agreement_by_response,
+    calibration,
+    change_at_quality,
+    known_truth,
+    localisation,
+    partial_agreement,
+    smoothness,
+    token_agreement,
+)
+from icrm_lib.preferences.loading import load_preferences, tokenize_pairs
+from icrm_lib.profiles import Profile
+from icrm_lib.testbed.language import Language
+
+CALIBRATION_PAIRS = 200  # the map from rewards to values is fitted on them; their prompts are those of the validation
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Pairs of one kind, ready to be scored.
+
+    Attributes:
+        rows: token ids, chosen then rejected.
+        starts: index of the first response token in each.
+        prompts: index of each pair's prompt among the test prompts.
+        gold: (pairs, 2) gold scores of chosen and rejected.
+        language: that the pairs were drawn from.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    prompts: np.ndarray
+    gold: np.ndarray
+    language: Language
+
+    @cached_property
+    def truth(self) -> list[TokenTruth]:
+        """Of every row; computed when it is first asked for."""
+        return known_truth(self.language, self.rows, self.starts)
+
+
+# In what a test set differs from the pairs that the models are trained on, and its share of the test pairs.
+SHIFTS: dict[str, tuple[dict[str, Any], float]] = {
+    "in_distribution": ({}, 1.0),
+    "longer": ({"clauses": (8, 12)}, 0.5),
+    "length_reversed": ({"length_confounding": -1.0}, 0.5),
+    "unseen_verbs": ({"only_held_out_verbs": True}, 0.5),
+    "noisier": ({"preference_noise": 3.0}, 0.5),
+}
+VALIDATION, CALIBRATION = "validation", "calibration"
+
+
+def every_set() -> tuple[str, ...]:
+    """Return the names that `test_set` knows."""
+    return (VALIDATION, CALIBRATION, *SHIFTS)
+
+
+@cache
+def test_set(profile: Profile, name: str) -> TestSet:
+    """Return a test set of `SHIFTS`, the validation or the calibration set; the same for every cell."""
+    plain, data = Language(**asdict(profile.language)), profile.data
+    if name in SHIFTS:
+        changes, share = SHIFTS[name]
+        count, prompts = round(share * data.test_pairs), plain.split_prompts()[2]
+    else:
+        changes, prompts = {}, plain.split_prompts()[1]
+        count = data.validation_pairs if name == VALIDATION else min(CALIBRATION_PAIRS, data.validation_pairs)
+    language = replace(plain, **changes)
+    # A stream of its own for each set, far from those of the training pairs.
+    rng = np.random.default_rng([2**31, every_set().index(name)])
+    pairs = language.preference_pairs(count, rng, prompts=prompts)
+    keys = ("prompt", "chosen", "rejected")
+    with tempfile.TemporaryDirectory() as folder:
+        rows, _ = load_preferences(_as_jsonl(Path(folder), [{key: row[key] for key in keys} for row in pairs]))
+        tokenized, _ = tokenize_pairs(rows, Workspace(profile).tokenizer, max_length=data.max_length)
+    if len(tokenized) != count:
+        raise ValueError(
+            f"{count - len(tokenized)} of {count} {name} pairs are longer than {data.max_length} tokens: raise "
+            "data.max_length in the profile"
+        )
+    order = {prompt: index for index, prompt in enumerate(sorted(prompts))}
+    every = [*tokenized["chosen_ids"], *tokenized["rejected_ids"]]
+    starts = [*tokenized["prompt_length"], *tokenized["prompt_length"]]
+    return TestSet(
+        rows=every,
+        starts=starts,
+        prompts=np.array([order[row["prompt"]] for row in pairs]),
+        gold=np.array([[row["chosen_score"], row["rejected_score"]] for row in pairs]),
+        language=language,
+    )
+
+
+def _as_jsonl(folder: Path, rows: list[dict]) -> Path:
+    path = folder / "pairs.jsonl"
+    Dataset.from_list(rows).to_json(path)
+    return path
+
+
+def measure(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
+    """Measure token rewards on every test set.
+
+    Returns:
+        `accuracy`: per test set, `right` and `count` of pairs by test prompt, and the same for pairs whose gold scores
+        differ (`gold_right`, `gold_count`); `agreement_by_prompt`; `tokens`: of `icrm_lib.measures`, on the first test
+        set; `longer_tokens`: agreement on the longer responses.
+    """
+    sets = {name: test_set(profile, name) for name in SHIFTS}
+    scored = {name: rewards(data.rows, data.starts) for name, data in sets.items()}
+    data, ours = sets["in_distribution"], scored["in_distribution"]
+    fit = test_set(profile, CALIBRATION)
+    truth, values, logprobs = data.truth, [t.values for t in data.truth], [t.logprobs for t in data.truth]
+    controls = [np.column_stack([p, np.cumsum(p), np.arange(len(p))]) for p in logprobs]
+    return {
+        "accuracy": {name: _pair_counts(sets[name], scored[name]) for name in SHIFTS},
+        "agreement_by_prompt": _by_prompt(data, agreement_by_response(ours, values)),
+        "tokens": {
+            "agreement": token_agreement(ours, values),
+            "score_agreement": token_agreement(ours, [t.clause_scores for t in truth]),
+            "partial": partial_agreement(ours, values, controls),
+            "calibration": calibration(ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]),
+            "quality": change_at_quality(ours, [t.quality for t in truth]),
+            "localisation": localisation(ours, [t.quality for t in truth]),
+            "smoothness": smoothness(ours, logprobs),
+        },
+        "longer_tokens": token_agreement(scored["longer"], [t.values for t in sets["longer"].truth]),
+    }
+
+
+def validate(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
+    """Measure the accuracy on the validation pairs alone, which is all that tuning may look at."""
+    data = test_set(profile, VALIDATION)
+    return {"accuracy": {VALIDATION: _pair_counts(data, rewards(data.rows, data.starts))}}
+
+
+def _pair_counts(data: TestSet, rewards: list[np.ndarray]) -> dict[str, list[int]]:
+    chosen, rejected = np.split(np.array([values[-1] for values in rewards]), 2)
+    better = np.sign(data.gold[:, 0] - data.gold[:, 1])
+    gold_right = (np.sign(chosen - rejected) == better) & (better != 0)
+    length = data.prompts.max() + 1
+    # A tie is half right, as a coin is: models hardly tie, but the gold score does, and is the ceiling.
+    counts = {
+        "right": (chosen > rejected) + 0.5 * (chosen == rejected),
+        "count": np.ones(len(chosen)),
+        "gold_right": gold_right,
+    }
+    counts["gold_count"] = better != 0
+    return {key: np.bincount(data.prompts, weights=value, minlength=length).tolist() for key, value in counts.items()}
+
+
+def _by_prompt(data: TestSet, values: np.ndarray) -> dict[str, list]:
+    """Sum and number of a per-response measure by prompt; both sides of a pair belong to its prompt."""
+    prompts, known = np.tile(data.prompts, 2), ~np.isnan(values)
+    length = data.prompts.max() + 1
+    sums = np.bincount(prompts[known], weights=values[known], minlength=length)
+    return {"sum": sums.round(6).tolist(), "count": np.bincount(prompts[known], minlength=length).tolist()}

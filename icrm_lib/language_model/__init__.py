@@ -1,0 +1,1 @@
+"""Causal language models: load safely, pre-train small ones, sample, checkpoints."""

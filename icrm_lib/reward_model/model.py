@@ -1,0 +1,343 @@
+"""A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
+
+import copy
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import regex
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from icrm_lib import runtime
+from icrm_lib.language_model.loading import NO_CODE
+from icrm_lib.reward_model import scoring
+from icrm_lib.reward_model.head import load_adapter, load_whole, reward_head
+from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation, tokenize_conversations
+
+Conversation = list[dict[str, str]]
+
+
+class TokenReward(NamedTuple):
+    """The reward of the prefix that ends with one response token.
+
+    Attributes:
+        text: the token's part of the response; "" for the closing token.
+        start: offset of its first character in the response.
+        end: offset behind its last character.
+        reward: raw reward (a logit).
+    """
+
+    text: str
+    start: int
+    end: int
+    reward: float
+
+
+def merge_words(rewards: Sequence[TokenReward], response: str) -> list[TokenReward]:
+    """Merge the tokens of each word; a word's reward is that of the prefix that ends with its last token.
+
+    Word boundaries are Unicode's (UAX 29): a letter keeps its combining marks, an emoji its joiners, "don't" is one
+    word. White space belongs to the word behind it, as most tokenizers have it.
+
+    Args:
+        rewards: of `RewardModel.token_rewards`.
+        response: the text that the offsets count in.
+
+    Returns:
+        one entry a word, punctuation mark or symbol, in order, then the closing token if there is one. Their texts put
+        together are the response, or its beginning where tokens end early.
+    """
+    words: list[TokenReward] = []
+    for edge in itertools.accumulate(map(len, _words(response))):
+        start = words[-1].end if words else 0
+        # The last token that has begun inside the word; one that also holds the next word's beginning counts here.
+        inside = [token for token in rewards if token.text and start <= token.start < edge]
+        if inside:
+            end = max(edge, *(token.end for token in inside))
+            words.append(TokenReward(response[start:end], start, end, inside[-1].reward))
+    return words + [token for token in rewards if not token.text]
+
+
+def _words(text: str) -> list[str]:
+    words: list[str] = []
+    space = ""
+    for piece in regex.split(r"\b", text, flags=regex.WORD | regex.V1):
+        if piece.isspace():
+            space += piece
+        elif piece:
+            words.append(space + piece)
+            space = ""
+    return [*words, space] if space else words
+
+
+class RewardModel:
+    """A one-label sequence classification model and its tokenizer.
+
+    Args:
+        model: from `AutoModelForSequenceClassification` with one label, PEFT-wrapped or not.
+        tokenizer: with a chat template; made fit by `tokenization.prepare_tokenizer`.
+
+    Raises:
+        ValueError: the model has another number of labels, or no reward at every position.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
+        if model.config.num_labels != 1:
+            raise ValueError(f"a reward model has num_labels=1, this one has {model.config.num_labels}")
+        reward_head(model)
+        self.model = model.eval()
+        self.tokenizer = prepare_tokenizer(tokenizer)
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "RewardModel":
+        """Load a saved reward model, whole or adapter-only; safetensors only, no remote code.
+
+        Args:
+            path: local directory or hub id.
+            device: "cpu", "cuda", ...; the GPU when one is visible if None.
+            dtype: weights' type; the checkpoint's own if None.
+
+        Raises:
+            ValueError: a directory with pickled weights only, or no reward model.
+        """
+        path = str(path)
+        kwargs = {"dtype": dtype or "auto", "num_labels": 1}
+        if (Path(path) / "adapter_config.json").is_file():
+            model = load_adapter(path, **kwargs)
+        else:
+            model = load_whole(path, **kwargs)
+        return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path, **NO_CODE))
+
+    def score(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+    ) -> np.ndarray:
+        """Score whole conversations: the reward at the closing token of the last assistant turn.
+
+        Conversations of like length are scored together, and what several of them have in common (everything before
+        the last turn) is encoded once. Order, company and batch size change no score by more than rounding (1e-5 in
+        float32).
+
+        Args:
+            conversations: each a list of {"role", "content"} that ends with an assistant turn.
+            batch_size: most conversations in one forward pass; when None, as many as
+                `scoring.TOKENS_PER_BATCH` tokens allow.
+            max_length: tokens; a longer conversation loses the beginning of its prompt. (In training both responses
+                of a pair lose the same part; to score pairs exactly so, give `score_tokens` their token ids.)
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+
+        Raises:
+            tokenization.ResponseTooLong: a response alone is longer than `max_length`.
+        """
+        rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length)
+        prompts = [row.prompt_length for row in rows]
+        return self.score_tokens([row.input_ids for row in rows], batch_size=batch_size, prompt_lengths=prompts)
+
+    def score_tokens(
+        self,
+        rows: Sequence[list[int]],
+        *,
+        batch_size: int | None = None,
+        prompt_lengths: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Score token ids, e.g. the columns of `preferences.tokenize_pairs`: the reward at each row's last token.
+
+        Args:
+            rows: token ids, each ending with its closing token.
+            batch_size: see `score`.
+            prompt_lengths: how many leading tokens of each row are its prompt, which other rows may share.
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+        """
+        rows = list(rows)
+        shared = [0] * len(rows) if prompt_lengths is None else list(prompt_lengths)
+        last = [len(row) - 1 for row in rows]
+        rewards = self._scores(rows, last, batch_size=batch_size, shared=shared)
+        return np.array([values[0] for values in rewards], dtype=np.float32)
+
+    def token_scores(
+        self, rows: Sequence[list[int]], starts: Sequence[int], *, batch_size: int | None = None
+    ) -> list[np.ndarray]:
+        """Read the rewards at the tokens of each row from a position on, e.g. from `prompt_length`.
+
+        Args:
+            rows: token ids.
+            starts: first position asked for, one a row; what lies before it may be shared between rows.
+            batch_size: see `score`.
+
+        Returns:
+            per row a float32 array of raw rewards. Shape of each: (len(row) - start,).
+        """
+        return self._scores(rows, starts, batch_size=batch_size, shared=None)
+
+    def score_prefixes(self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+        """Score responses that are still being written: the reward after the last token that each has so far.
+
+        Args:
+            prompt: the conversation before the responses; encoded once.
+            texts: the responses so far; "" has the reward at the end of the prompt.
+            finished: whether each is complete; if so its score is the closing token's, as in `score`.
+
+        Returns:
+            float32 array of raw rewards. Shape: (N,).
+        """
+        rows, shared = [], []
+        for text, whole in zip(texts, finished, strict=True):
+            row = tokenize_conversation(self.tokenizer, [*prompt, {"role": "assistant", "content": text}], offsets=True)
+            ids = row.input_ids[: len(row.input_ids) - (0 if whole else _closing_tokens(row.offsets, text))]
+            rows.append(ids)
+            shared.append(min(row.prompt_length, len(ids) - 1))
+        return self.score_tokens(rows, prompt_lengths=shared)
+
+    def token_rewards(
+        self, conversation: Conversation, *, max_length: int | None = None, words: bool = False
+    ) -> list[TokenReward]:
+        """Return the reward at every token of the last assistant turn, its closing token included.
+
+        Args:
+            conversation: list of {"role", "content"} that ends with an assistant turn.
+            max_length: see `score`.
+            words: merge the tokens of each word, see `merge_words`.
+
+        Returns:
+            one `TokenReward` a token (or word); offsets count characters of the response string. Several tokens that
+            make up one character (bytes of an emoji) have the offsets of that character each.
+        """
+        return self.token_rewards_of([conversation], max_length=max_length, words=words)[0]
+
+    def token_rewards_of(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        words: bool = False,
+    ) -> list[list[TokenReward]]:
+        """Return `token_rewards` of many conversations, scored together; arguments as there and in `score`."""
+        rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length, offsets=True)
+        starts = [row.prompt_length for row in rows]
+        rewards = self.token_scores([row.input_ids for row in rows], starts, batch_size=batch_size)
+        results = []
+        for conversation, row, values in zip(conversations, rows, rewards, strict=True):
+            response = conversation[-1]["content"]
+            tokens = [
+                TokenReward(response[start:end], start, end, reward)
+                for (start, end), reward in zip(row.offsets, values.tolist(), strict=True)
+            ]
+            results.append(merge_words(tokens, response) if words else tokens)
+        return results
+
+    def stream(self, prompt: Conversation) -> "RewardStream":
+        """Follow a response while it is being written; see `RewardStream`.
+
+        Args:
+            prompt: the conversation so far, without the response.
+        """
+        return RewardStream(self, prompt)
+
+    def _scores(self, rows, starts, *, batch_size, shared) -> list[np.ndarray]:
+        pad = self.tokenizer.pad_token_id
+        return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
+
+    def save_pretrained(self, path: str | Path, *, adapter_only: bool = False) -> None:
+        """Save a plain one-label directory (safetensors, tokenizer, chat template) that other tools load as it is.
+
+        Args:
+            path: target directory.
+            adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only.
+
+        Raises:
+            ValueError: `adapter_only` without an adapter.
+        """
+        model = self.model
+        if adapter_only and not isinstance(model, PeftModel):
+            raise ValueError("adapter_only=True needs a PEFT model; this one has no adapter, save it whole")
+        if isinstance(model, PeftModel) and not adapter_only:
+            # A copy is merged: the caller may go on training this one, and merging is not exactly reversible.
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+        _add_older_names(Path(path))
+
+
+def _closing_tokens(offsets: Sequence[tuple[int, int]], text: str) -> int:
+    """Number of tokens behind the response's last character: what the template adds to end the turn."""
+    return sum(start == end == len(text) for start, end in offsets)
+
+
+def _add_older_names(folder: Path) -> None:
+    """Say the same once more in the words of transformers 4, which most evaluation tools still pin.
+
+    Version 4 does not know the tokenizer class of version 5, and would take its default for a rotary base that stands
+    under a name it does not read: other scores, without a word.
+    """
+    file = folder / "tokenizer_config.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    _write(file, tokenizer)
+    file = folder / "config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        rope = config.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            config["rope_theta"] = rope["rope_theta"]
+            if rope.get("rope_type", "default") != "default":
+                config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config["torch_dtype"] = config.get("dtype", "float32")
+        _write(file, config)
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class RewardStream:
+    """The reward of a response while it is being written, every token computed once (KV cache).
+
+    Made by `RewardModel.stream`. Give `update` the whole text so far, as often as you like:
+
+        stream = model.stream([{"role": "user", "content": "..."}])
+        for text in ("Use", "Use kind", "Use kind words"):
+            rewards = stream.update(text)
+
+    The last word of an unfinished text may be cut into other tokens when more of it is known; the tokens that changed
+    are computed again, the others are not.
+    """
+
+    def __init__(self, model: RewardModel, prompt: Conversation):
+        self._tokenizer, self._prompt = model.tokenizer, list(prompt)
+        self._scorer = scoring.PrefixScorer(model.model)
+
+    def update(self, text: str, *, finished: bool = False) -> list[TokenReward]:
+        """Return the reward after each token of the text so far.
+
+        Args:
+            text: the response so far, not empty.
+            finished: the response ends here: add the closing token, whose reward is the score of the response.
+        """
+        conversation = [*self._prompt, {"role": "assistant", "content": text}]
+        row = tokenize_conversation(self._tokenizer, conversation, offsets=True)
+        open_end = 0 if finished else _closing_tokens(row.offsets, text)
+        ids = row.input_ids[: len(row.input_ids) - open_end]
+        rewards = self._scorer.update(ids)[row.prompt_length :].tolist()
+        return [
+            TokenReward(text[start:end], start, end, reward)
+            for (start, end), reward in zip(row.offsets[: len(rewards)], rewards, strict=True)
+        ]

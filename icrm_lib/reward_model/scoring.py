@@ -1,0 +1,169 @@
+"""Run a reward model over many token sequences: little padding, shared prompts once, prefixes as they grow."""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from icrm_lib.language_model.causal import pad_rows
+from icrm_lib.reward_model.head import capture_head
+
+LEAST_SHARED = 32  # tokens; below it a pass of its own for the prompt costs more than it saves
+TOKENS_PER_BATCH = 8192  # padded tokens of one forward pass
+
+
+@torch.inference_mode()
+def token_scores(
+    model: PreTrainedModel,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    *,
+    pad_token_id: int,
+    batch_size: int | None = None,
+    shared: Sequence[int] | None = None,
+) -> list[np.ndarray]:
+    """Read the rewards at the tokens of each row from a position on.
+
+    Rows of like length go together, and what several rows have in common at their beginning is encoded once and kept
+    as a KV cache. Neither changes a reward by more than rounding.
+
+    Args:
+        model: one-label sequence classification model with a reward at every position, in evaluation mode.
+        rows: token ids. N lists, none empty.
+        starts: first position asked for, one a row.
+        pad_token_id: padding id; it is masked, so any will do.
+        batch_size: most rows of one forward pass; as many as `TOKENS_PER_BATCH` padded tokens allow when None.
+        shared: number of leading tokens of each row that other rows may have, too (the prompt), at most its start;
+            `starts` when None.
+
+    Returns:
+        per row float32 rewards. Shape of each: (len(row) - start,).
+    """
+    rows, starts = [list(row) for row in rows], list(starts)
+    results: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
+    alone: list[int] = []
+    for prefix, members in _groups(rows, starts if shared is None else list(shared)):
+        if len(members) < 2 or len(prefix) < LEAST_SHARED:
+            alone.extend(members)
+        else:
+            _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results)
+    for members in _batches(alone, [len(row) for row in rows], batch_size):
+        rewards = _forward(model, [rows[i] for i in members], pad_token_id)
+        for values, i in zip(rewards, members, strict=True):
+            results[i] = values[starts[i] : len(rows[i])].copy()
+    return results
+
+
+def _groups(rows: list[list[int]], shared: list[int]) -> list[tuple[list[int], list[int]]]:
+    # The last token is always computed, so at least one is left to run when the rest is shared.
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, (row, length) in enumerate(zip(rows, shared, strict=True)):
+        groups.setdefault(tuple(row[: min(length, len(row) - 1)]), []).append(index)
+    return [(list(prefix), members) for prefix, members in groups.items()]
+
+
+def _batches(members: Sequence[int], lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
+    """Indices from short to long, cut where the padded tokens or the rows would be too many."""
+    batch: list[int] = []
+    for index in sorted(members, key=lambda i: lengths[i]):
+        full = len(batch) == batch_size or (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results) -> None:
+    """Score rows with one common beginning: the beginning once, then the rest of each."""
+    first, cache = _encode(model, prefix)
+    skip = len(prefix)
+    # Each row of a batch holds a copy of the prompt's keys and values, so the prompt counts as its tokens, too.
+    batches = list(_batches(members, [len(row) for row in rows], batch_size))
+    for number, batch in enumerate(batches):
+        own = cache if number == len(batches) - 1 else copy.deepcopy(cache)
+        own.batch_repeat_interleave(len(batch))
+        rewards = _forward(model, [rows[i][skip:] for i in batch], pad_token_id, cache=own, seen=skip)
+        for values, i in zip(rewards, batch, strict=True):
+            tail = values[max(0, starts[i] - skip) : len(rows[i]) - skip]
+            results[i] = np.concatenate([first[starts[i] :], tail])
+
+
+def _encode(model: PreTrainedModel, ids: list[int]) -> tuple[np.ndarray, Cache]:
+    cache = DynamicCache(config=model.config)
+    rewards = _forward(model, [ids], 0, cache=cache)
+    return rewards[0], cache
+
+
+def _forward(
+    model: PreTrainedModel,
+    rows: list[list[int]],
+    pad_token_id: int,
+    *,
+    cache: Cache | None = None,
+    seen: int = 0,
+) -> np.ndarray:
+    """One forward pass, right-padded so that causal attention never sees the padding. Shape: (N, T), float32."""
+    ids = pad_rows(rows, pad_token_id, torch.long).to(model.device)
+    mask = pad_rows([[1] * (seen + len(row)) for row in rows], 0, torch.long).to(model.device)
+    with capture_head(model) as head:
+        model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
+    return head.rewards.float().cpu().numpy()
+
+
+class PrefixScorer:
+    """The reward of a growing sequence, each token computed once.
+
+    Args:
+        model: one-label sequence classification model, in evaluation mode.
+
+    Attributes:
+        ids: tokens so far.
+        rewards: reward after each of them, float32.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.ids: list[int] = []
+        self.rewards = np.empty(0, dtype=np.float32)
+        self._cache = DynamicCache(config=model.config)
+
+    @torch.inference_mode()
+    def update(self, ids: Sequence[int]) -> np.ndarray:
+        """Move on to another sequence; what it has in common with the present one is not computed again.
+
+        Args:
+            ids: the whole sequence, usually the present one and a few more tokens. (A tokenizer may cut the last word
+                anew when more of it is known, so the new sequence need not continue the old one.)
+
+        Returns:
+            the reward after each token. Shape: (len(ids),).
+
+        Raises:
+            ValueError: no token.
+        """
+        ids = list(ids)
+        if not ids:
+            raise ValueError("ids [] is empty: give at least one token")
+        common = 0
+        while common < min(len(ids), len(self.ids)) and ids[common] == self.ids[common]:
+            common += 1
+        if common < len(self.ids):
+            self._cut(common)
+        if common < len(ids):
+            fresh = _forward(self.model, [ids[common:]], 0, cache=self._cache, seen=common)[0]
+            self.rewards = np.concatenate([self.rewards[:common], fresh])
+        self.ids = ids
+        return self.rewards
+
+    def _cut(self, length: int) -> None:
+        try:
+            self._cache.crop(length - len(self.ids))  # minus the number of tokens to forget
+        except RuntimeError:  # a sliding window has dropped what lies before it
+            self._cache = DynamicCache(config=self.model.config)
+            if length:
+                _forward(self.model, [self.ids[:length]], 0, cache=self._cache)
+        self.rewards = self.rewards[:length]

@@ -1,0 +1,133 @@
+"""Batches of preference pairs: TRL's collator with what the token terms read, and packing without padding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from icrm_lib.generator.cache import columns
+from icrm_lib.preferences.loading import LABEL_KEYS
+
+REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
+LABEL_COLUMNS = LABEL_KEYS
+STEP_COLUMNS = ("chosen_step_values", "rejected_step_values")
+MOST_PADDING = 0.05  # share of a packed batch that may be padding
+
+
+@dataclass
+class DataCollatorWithLines(DataCollatorForPreference):
+    """TRL's collator, plus `line` (B,) where the rows have one, to name those of a batch that goes wrong."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        if "line" in examples[0]:
+            output["line"] = torch.tensor([row["line"] for row in examples])
+        return output
+
+
+@dataclass
+class DataCollatorForConsistency(DataCollatorWithLines):
+    """TRL's collator, plus what our terms read; rows 0..B-1 chosen, B..2B-1 rejected.
+
+    Rows need `chosen_ids`, `rejected_ids`, `prompt_length`. Adds `response_mask` (bool),
+    and by option:
+
+    Args:
+        statistic: a member of `generator.STATISTICS`, whose columns hold one log-weight a response token, or None.
+            Adds `token_probs`, their exponential.
+        shuffled: permute each response's log-weights, always in the same order for the same response.
+        labels: adds `outcomes` (2B,), from `LABEL_COLUMNS` or, without them, 1 for chosen and 0 for rejected.
+        steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
+        reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
+        padding_free: adds `pack`, see `packing`.
+        one_row: see `packing`.
+    """
+
+    statistic: str | None = "logprobs"
+    shuffled: bool = False
+    labels: bool = False
+    steps: bool = False
+    reference: bool = False
+    padding_free: bool = False
+    one_row: bool = False
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super().torch_call(examples)
+        attended = output["attention_mask"].bool()
+        prompts = torch.tensor([row["prompt_length"] for row in examples] * 2)
+        mask = output["response_mask"] = attended & (torch.arange(attended.shape[1]) >= prompts[:, None])
+        if self.statistic:
+            values = _sides(examples, columns(self.statistic))
+            if self.shuffled:
+                values = [_permuted(value) for value in values]
+            weights = _placed(values, mask, "generator log-probabilities", fill=0.0)
+            output["token_probs"] = weights.exp() * mask
+        if self.labels:
+            given = LABEL_COLUMNS[0] in examples[0]
+            default = [1.0] * len(examples) + [0.0] * len(examples)
+            output["outcomes"] = torch.tensor(_sides(examples, LABEL_COLUMNS) if given else default).float()
+        if self.steps:
+            output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
+        if self.reference:
+            output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
+        if self.padding_free:
+            output["pack"] = packing(attended.sum(1).tolist(), attended.shape[1], one_row=self.one_row)
+        return output
+
+
+def packing(lengths: list[int], width: int, *, one_row: bool = False) -> torch.Tensor:
+    """Lay the rows of a right-padded batch into as many rows as possible that are full but for `MOST_PADDING`.
+
+    Many short rows rather than one long one, because attention costs the square of a row's length where the kernel does
+    not know of packing. Longest row first, each into the emptiest bin.
+
+    Args:
+        lengths: tokens of each row, >= 1.
+        width: of the padded batch.
+        one_row: put all into one row, for attention kernels that know of packing.
+
+    Returns:
+        Index into the flattened batch of each packed token, -1 where a bin ends early. Shape: (bins, longest bin).
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for count in range(1 if one_row else len(lengths), 0, -1):
+        bins: list[list[int]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for row in order:
+            emptiest = loads.index(min(loads))
+            bins[emptiest].append(row)
+            loads[emptiest] += lengths[row]
+        if sum(loads) >= (1.0 - MOST_PADDING) * count * max(loads):
+            break
+    pack = torch.full((count, max(loads)), -1)
+    for index, rows in enumerate(bins):
+        places = [torch.arange(row * width, row * width + lengths[row]) for row in rows]
+        pack[index, : loads[index]] = torch.cat(places)
+    return pack
+
+
+def _sides(examples: list[dict[str, Any]], names: tuple[str, str]) -> list:
+    return [row[name] for name in names for row in examples]
+
+
+def _placed(values: list, mask: torch.Tensor, what: str, *, fill: float) -> torch.Tensor:
+    # One list a response, put where its tokens are. Shape: that of mask.
+    placed = torch.full(mask.shape, fill)
+    for row, value in enumerate(values):
+        count = int(mask[row].sum())
+        if len(value) != count:  # a missing one would read as log 1: fully tied
+            raise ValueError(
+                f"a row has {count} response tokens but {len(value)} {what}; they belong to other data: compute them "
+                "again"
+            )
+        placed[row, mask[row]] = torch.as_tensor(value, dtype=torch.float32)
+    return placed
+
+
+def _permuted(values: list[float]) -> np.ndarray:
+    # Seeded by the values: an order drawn anew each epoch would average out to equal weights.
+    values = np.asarray(values, dtype=np.float32)
+    return np.random.default_rng(xxhash.xxh3_64_intdigest(values.tobytes())).permutation(values)

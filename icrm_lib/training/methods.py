@@ -1,0 +1,260 @@
+"""The methods that are compared, by name, and how one reward model of a method is trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+)
+
+from icrm_lib import runtime
+from icrm_lib.generator.cache import data_fingerprint
+from icrm_lib.language_model.checkpoints import (
+    LogFile,
+    SealedCheckpoints,
+    newest_checkpoint,
+    refuse_non_finite_weights,
+    saving,
+)
+from icrm_lib.language_model.loading import SAFE
+from icrm_lib.profiles import RewardModelSettings, nearest
+from icrm_lib.reward_model.head import add_mlp_head, load_adapter
+from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+
+# What a method changes in the profile's reward-model settings. A bare `{}` is ICRM as the profile has it.
+_BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
+_PAIRS = {**_BT, "loss": "bradley_terry"}  # what has a meaning for pairs only, whatever the profile's loss
+_GRM = {"consistency_weight": 0.0, "sft_weight": 0.01, "text_form": "grm_sft"}
+_OUTCOME = {"loss": "outcome", "sft_weight": 0.0}
+METHODS: dict[str, dict[str, Any]] = {
+    # Baselines on whole responses (classifier, + margin, + label smoothing, ..., GRM)
+    "bt": _BT,
+    "bt_margin": {**_BT, "margin": True},
+    "bt_label_smoothing": {**_PAIRS, "label_smoothing": 0.1},
+    "bt_positive": {**_PAIRS, "positive_weight": 0.1},
+    "bt_centered": {**_PAIRS, "center_rewards": 0.01},
+    "frozen_mlp": {**_BT, "frozen_backbone": True, "head": "mlp"},
+    "grm_sft": _GRM,
+    "grm_sft_mlp": {**_GRM, "head": "mlp"},
+    "grm_dpo_noref": {**_GRM, "text_form": "grm_dpo_noref"},
+    "grm_dpo": {**_GRM, "text_form": "grm_dpo"},
+    "grm_as_in_icrm": {"consistency_weight": 0.0},  # ICRM's reference code with lambda = 0
+    # ICRM and the controls of its weights
+    "icrm": {},
+    "icrm_uniform": {"weighting": "uniform"},
+    "icrm_shuffled": {"weighting": "shuffled"},
+    "icrm_random_pairs": {"weighting": "random_pairs"},
+    "icrm_entropy": {"weighting": "entropy"},
+    "icrm_top1_margin": {"weighting": "top1_margin"},
+    "icrm_inverted": {"weighting": "inverted"},
+    # other forms and centrings of the term
+    "icrm_plain_log": {"form": "plain_log"},
+    "icrm_l1": {"form": "l1"},
+    "icrm_l2": {"form": "l2"},
+    "icrm_centered_on_positions": {"centering": "positions", "padding_free": False},
+    "icrm_not_centered": {"centering": "none"},
+    "martingale": {"form": "martingale", "weighting": "uniform"},
+    # labels per response or per clause instead of preferences
+    "outcome": {**_OUTCOME, "consistency_weight": 0.0},
+    "outcome_icrm": _OUTCOME,
+    "prm": {"loss": "process", "sft_weight": 0.0, "consistency_weight": 0.0},
+    "prm_icrm": {"loss": "process", "sft_weight": 0.0},
+}
+
+
+def method_settings(settings: RewardModelSettings, method: str) -> RewardModelSettings:
+    """Return the settings of a named method.
+
+    Raises:
+        ValueError: unknown method; the message names the nearest.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; {nearest(method, list(METHODS))}")
+    return dataclasses.replace(settings, **METHODS[method])
+
+
+def train_reward_model(
+    base_model: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Dataset,
+    settings: RewardModelSettings,
+    *,
+    folder: Path,
+    seed: int,
+    eval_dataset: Dataset | None = None,
+    max_length: int | None = None,
+    bf16: bool | None = None,
+    checkpoints: Path | None = None,
+) -> ICRMTrainer:
+    """Train one reward model with LoRA; the log goes to `log.jsonl` in `folder` as it happens.
+
+    Under `accelerate launch` or torchrun all processes train together; `settings.batch_size * settings.accumulation`
+    pairs are a step all the same.
+
+    Args:
+        base_model: local directory or hub id.
+        tokenizer: its tokenizer, prepared.
+        train_dataset: tokenised pairs; with the generator's log-probabilities where the settings need them.
+        settings: the profile's, changed by `method_settings`.
+        folder: for the log.
+        seed: of head, LoRA and data order.
+        eval_dataset: evaluated after every epoch when given.
+        max_length: tokens; None where the data were cut when they were tokenised.
+        bf16: frozen weights and arithmetic in bfloat16; on a GPU if None.
+        checkpoints: folder of checkpoints, of this training alone, written every `settings.save_steps` steps; one that
+            is there already is resumed from.
+
+    Returns:
+        the finished trainer.
+
+    Raises:
+        ValueError: an unknown kind of head or quantization, a step that the processes cannot share, or checkpoints of
+            another training.
+        FloatingPointError: a loss, a gradient or a weight is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = runtime.device() == "cuda"
+    bf16 = on_gpu if bf16 is None else bf16
+    batch_size, accumulation = shared_batch(settings, runtime.processes())
+    args = ICRMConfig(
+        **{"output_dir": str(folder), **saving(checkpoints, settings.save_steps)},
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=4 * batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        max_length=max_length,
+        bf16=bf16,
+        use_cpu=not on_gpu,
+        ddp_find_unused_parameters=False,  # every LoRA layer and the head are used in every step
+        ddp_backend=None if on_gpu or runtime.processes() == 1 else "gloo",
+        model_init_kwargs={"dtype": "bfloat16" if bf16 else "float32", **SAFE},
+        gradient_checkpointing=settings.gradient_checkpointing,
+        eval_strategy="no" if eval_dataset is None else "epoch",
+        report_to="none",
+        disable_tqdm=not runtime.watched(),
+        seed=seed,
+        center_rewards_coefficient=settings.center_rewards or None,
+        **{name: getattr(settings, name) for name in _TERMS},
+    )
+    model = _start(base_model, settings, args)
+    if not isinstance(model, str):
+        args.model_init_kwargs = None  # used up; the trainer would warn that it ignores them
+    key = {"settings": dataclasses.asdict(settings), "seed": seed, "base_model": str(base_model)}
+    if checkpoints:
+        key |= {"folder": checkpoints.name, "data": data_fingerprint(train_dataset)}
+    trainer = ICRMTrainer(
+        model,
+        args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=None if settings.frozen_backbone else lora_config(settings),
+        callbacks=[LogFile(folder / "log.jsonl"), SealedCheckpoints(key)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # PEFT has the head, TRL a four-bit model's LoRA in bfloat16: small steps vanish
+            weight.data = weight.data.float()
+    trainer.failures = checkpoints or folder
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
+    refuse_non_finite_weights(trainer.model)
+    return trainer
+
+
+def shared_batch(settings: RewardModelSettings, processes: int) -> tuple[int, int]:
+    """Return batch size and accumulation of each process, so that a step holds as many pairs as in one.
+
+    The batch is divided where it can be: two processes then compute what one does, S included. Where only the
+    accumulation can, S is updated over larger batches and less often, and the last step of an epoch weighs its batches
+    otherwise.
+
+    Raises:
+        ValueError: the number of processes divides neither.
+    """
+    if settings.batch_size % processes == 0:
+        return settings.batch_size // processes, settings.accumulation
+    if settings.accumulation % processes == 0:
+        return settings.batch_size, settings.accumulation // processes
+    raise ValueError(
+        f"{processes} processes cannot share a step of {settings.accumulation} batches of {settings.batch_size} pairs; "
+        "set batch_size or accumulation to a multiple of the processes"
+    )
+
+
+def whole_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder: Path) -> PreTrainedModel | None:
+    """Return the trained model in one piece; one shared by processes, or of four bits, as base and adapter.
+
+    Args:
+        trainer: a finished one; all its processes must call.
+        settings: what it was trained with.
+        folder: for the adapter, which stays there.
+
+    Returns:
+        the model; None on all processes but the first.
+    """
+    first = runtime.process_index() == 0
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or settings.quantization):
+        return trainer.model if first else None
+    adapter = folder / "adapter"
+    trainer.save_model(str(adapter))
+    trainer.accelerator.wait_for_everyone()
+    if not first:
+        return None
+    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
+    return load_adapter(str(adapter), num_labels=1, dtype=dtype)
+
+
+# The settings that ICRMConfig has under the same name.
+_TERMS = (
+    *("consistency_weight", "sft_weight", "loss", "label_smoothing", "positive_weight"),
+    *("text_form", "text_beta", "weighting", "form", "centering", "padding_free"),
+)
+
+
+def lora_config(settings: RewardModelSettings) -> LoraConfig:
+    """LoRA on every linear layer but the head's."""
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules="all-linear",
+        exclude_modules=r"(.*\.)?score(\..*)?",  # the layers of an MLP head are trained whole
+    )
+
+
+def _start(base_model: str | Path, settings: RewardModelSettings, args: ICRMConfig) -> str | PreTrainedModel:
+    """Return the path, which the trainer loads, or a model with another head or a frozen backbone."""
+    if settings.head not in ("linear", "mlp"):
+        raise ValueError(f"unknown head {settings.head!r}; choose linear or mlp")
+    if settings.quantization not in ("", "4bit"):
+        raise ValueError(f"unknown quantization {settings.quantization!r}; choose 4bit, or leave it out")
+    if settings.quantization:
+        args.model_init_kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+            llm_int8_skip_modules=["score"],
+        )
+    if settings.head == "linear" and not settings.frozen_backbone:
+        return str(base_model)
+    torch.manual_seed(args.seed)  # the trainer seeds itself later than the head is drawn
+    options = {**args.model_init_kwargs, "dtype": getattr(torch, args.model_init_kwargs["dtype"])}
+    model = AutoModelForSequenceClassification.from_pretrained(str(base_model), num_labels=1, **options)
+    if settings.head == "mlp":
+        model = add_mlp_head(model, settings.mlp_size)
+    if settings.frozen_backbone:
+        model.requires_grad_(False)
+        model.score.requires_grad_(True)
+    return model

@@ -1,0 +1,333 @@
+"""DPO on the pairs that reward models see, and the rewards that a policy implies, against their formula."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
+
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.language_model.causal import load_causal_lm, scratch_tokenizer, small_llama
+from icrm_lib.policy import dpo as policy_module
+from icrm_lib.policy.dpo import (
+    GROUPS,
+    KINDS,
+    _judged,
+    implicit_rewards,
+    measure_policies,
+    pairs_from_samples,
+    train_dpo,
+    train_grpo,
+)
+from icrm_lib.preferences.loading import preference_rows, tokenize_pairs
+from icrm_lib.profiles import BaseModelSettings, DataSettings, DownstreamSettings, Profile, RewardModelSettings
+from icrm_lib.tokenization import prepare_tokenizer
+
+TINY = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def texts(language):
+    """24 testbed pairs as `load_preferences` gives them."""
+    rows = language.preference_pairs(24, np.random.default_rng(0))
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    return preference_rows(Dataset.from_list(rows))[0]
+
+
+@pytest.fixture(scope="module")
+def tokens(texts, tokenizer):
+    return tokenize_pairs(texts, tokenizer, max_length=None)[0]
+
+
+@pytest.fixture(scope="module")
+def trained(base_model, tokenizer, texts, tmp_path_factory):
+    """A trainer after twelve epochs, and its log."""
+    folder = tmp_path_factory.mktemp("dpo")
+    settings = RewardModelSettings(**TINY, epochs=12, learning_rate=1e-2)
+    trainer = train_dpo(base_model, tokenizer, texts, settings, folder=folder, seed=0, beta=0.2)
+    return trainer, log(folder)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# Training
+
+
+def test_the_loss_of_the_untrained_policy_is_log_2(base_model, tokenizer, texts, tmp_path):
+    settings = RewardModelSettings(**TINY, epochs=2, learning_rate=0.0)
+    train_dpo(base_model, tokenizer, texts, settings, folder=tmp_path, seed=0)
+    (first,) = (entry for entry in log(tmp_path) if "loss" in entry)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6) and first["rewards/margins"] == 0
+
+
+def test_training_lowers_the_loss_and_moves_lora_alone(trained, base_model):
+    trainer, entries = trained
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.1 and losses[-1] < 0.6
+    assert all("lora_" in name for name, value in trainer.model.named_parameters() if value.requires_grad)
+    base = AutoModelForCausalLM.from_pretrained(base_model).state_dict()
+    kept = {
+        k.replace(".base_layer", "").removeprefix("base_model.model."): v for k, v in trainer.model.state_dict().items()
+    }
+    assert all(torch.equal(kept[name], value) for name, value in base.items())
+
+
+def test_seeds_repeat(base_model, tokenizer, texts, tmp_path):
+    settings = RewardModelSettings(**TINY, epochs=1)
+    runs = []
+    for run, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(run)  # what was drawn before plays no part
+        trainer = train_dpo(base_model, tokenizer, texts, settings, folder=tmp_path / str(run), seed=seed)
+        runs.append([value for value in trainer.model.parameters() if value.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+# Token ids
+
+
+def assert_same_ids(dataset, tokens):
+    assert len(dataset) == len(tokens)
+    for ours, theirs in zip(tokens, dataset, strict=True):
+        start = ours["prompt_length"]
+        assert theirs["prompt_ids"] == ours["chosen_ids"][:start]
+        for side in ("chosen_ids", "rejected_ids"):
+            assert theirs["prompt_ids"] + theirs[side] == ours[side]
+
+
+def test_dpo_trains_on_the_token_ids_of_the_reward_models(trained, tokens, tokenizer):
+    assert_same_ids(trained[0].train_dataset, tokens)
+    assert all(row["chosen_ids"][-1] == tokenizer.eos_token_id for row in trained[0].train_dataset)
+
+
+def test_own_texts_too_have_the_same_token_ids(tmp_path):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {i} + {i}? Straße 😀"}],
+            "chosen": f" It is {2 * i},\n  as {i} + {i} = {2 * i}. ",
+            "rejected": f"\nI do not know {i}.",
+        }
+        for i in range(8)
+    ]
+    texts = preference_rows(Dataset.from_list(rows))[0]
+    words = [text for row in rows for text in (row["prompt"][0]["content"], row["chosen"], row["rejected"])]
+    tokenizer = prepare_tokenizer(scratch_tokenizer(words, 400))
+    small_llama(tokenizer, hidden_size=16, layers=1, heads=2, max_length=128, seed=0).save_pretrained(tmp_path)
+    settings = RewardModelSettings(**TINY, epochs=1)
+    trainer = train_dpo(tmp_path, tokenizer, texts, settings, folder=tmp_path / "run", seed=0)
+    assert_same_ids(trainer.train_dataset, tokenize_pairs(texts, tokenizer, max_length=None)[0])
+
+
+# Implied rewards
+
+
+def ask(policy, reference, tokens, side, beta, tokenizer):
+    rows, starts = tokens[f"{side}_ids"][:], tokens["prompt_length"][:]
+    return implicit_rewards(policy, reference, rows, starts, beta=beta, pad_token_id=tokenizer.pad_token_id)
+
+
+def test_a_model_implies_no_reward_over_itself(base_model, tokenizer, tokens):
+    model = load_causal_lm(base_model, device="cpu")
+    rewards = ask(model, model, tokens, "chosen", 0.1, tokenizer)
+    lengths = [len(row["chosen_ids"]) - row["prompt_length"] for row in tokens]
+    assert [len(values) for values in rewards] == lengths
+    assert all((values == 0).all() and values.dtype == np.float32 for values in rewards)
+
+
+def test_implied_rewards_are_beta_times_the_log_ratio_so_far(base_model, tokenizer, tokens):
+    policy, reference = (load_causal_lm(base_model, device="cpu") for _ in range(2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in policy.parameters():
+            value.add_(0.05 * torch.randn_like(value))
+    for side in ("chosen", "rejected"):
+        rewards = ask(policy, reference, tokens, side, 0.3, tokenizer)
+        for row, got in zip(tokens, rewards, strict=True):
+            ids, start = row[f"{side}_ids"], row["prompt_length"]
+            want, total = [], 0.0
+            with torch.no_grad():
+                ours, theirs = (m(torch.tensor([ids])).logits[0].double().log_softmax(-1) for m in (policy, reference))
+            for t in range(start, len(ids)):
+                total += 0.3 * (ours[t - 1, ids[t]] - theirs[t - 1, ids[t]]).item()
+                want.append(total)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+            assert abs(got[-1]) > 1e-3
+
+
+def test_the_reward_of_the_last_token_is_the_one_dpo_trained(trained, base_model, tokenizer, tokens):
+    """TRL's own rewards of whole responses, over the same pairs."""
+    trainer, _ = trained
+    assert isinstance(trainer, DPOTrainer)
+    metrics = trainer.evaluate(trainer.train_dataset)
+    reference = load_causal_lm(base_model, device="cpu")
+    last = {}
+    for side in ("chosen", "rejected"):
+        rewards = ask(trainer.model, reference, tokens, side, 0.2, tokenizer)
+        last[side] = np.array([values[-1] for values in rewards])
+        assert metrics[f"eval_rewards/{side}"] == pytest.approx(last[side].mean(), abs=1e-4)
+    assert metrics["eval_rewards/accuracies"] == pytest.approx((last["chosen"] > last["rejected"]).mean())
+    assert metrics["eval_loss"] == pytest.approx(np.log1p(np.exp(last["rejected"] - last["chosen"])).mean(), abs=1e-4)
+
+
+def test_a_merged_policy_implies_what_its_adapter_did_and_can_be_saved(
+    trained, base_model, tokenizer, tokens, tmp_path
+):
+    """Last, as merging takes the adapter apart (and TRL has replaced `forward`, so a copy would run the original)."""
+    policy, reference = trained[0].model, load_causal_lm(base_model, device="cpu")
+    before = ask(policy, reference, tokens, "chosen", 0.2, tokenizer)
+    policy = policy.merge_and_unload()
+    policy.save_pretrained(tmp_path)
+    for merged in (policy, load_causal_lm(tmp_path, device="cpu")):
+        for a, b in zip(before, ask(merged, reference, tokens, "chosen", 0.2, tokenizer), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+            assert np.ptp(a) > 1e-3
+    start = torch.tensor([tokens[0]["chosen_ids"][: tokens[0]["prompt_length"]]])
+    texts = [
+        m.generate(start, do_sample=False, max_new_tokens=8) for m in (policy, load_causal_lm(tmp_path, device="cpu"))
+    ]
+    assert torch.equal(*texts)
+
+
+# Pairs from samples
+
+
+def question(text):
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture
+def samples():
+    responses = [["a", "b", "c"], ["d", "d", "d"], ["e", "f", "g"], ["h", "h ", "i"]]
+    return pd.DataFrame([{"prompt": i, "response": text} for i, row in enumerate(responses) for text in row])
+
+
+def test_pairs_are_the_best_against_the_worst_of_each_prompt(samples):
+    prompts = [question(text) for text in ("One?", "Two?", "Three?", "Four?")]
+    scores = [0, 2, 1, 5, 5, 5, 3, 1, 2, 2, 1, 1.5]
+    pairs, left_out = pairs_from_samples(samples, scores, prompts)
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs] == [
+        (prompts[0], "b", "a"),
+        (prompts[2], "e", "f"),
+    ]
+    assert left_out == {"held_out": 0, "tied": 1, "identical": 1, "unfinished": 0}
+
+
+def test_a_constant_reward_gives_no_pair(samples):
+    pairs, left_out = pairs_from_samples(samples, [0.0] * 12, [question(str(i)) for i in range(4)])
+    assert len(pairs) == 0 and left_out["tied"] == 4
+
+
+@pytest.mark.parametrize("twin", ["what is  THIS", "What is this ?!", "Ｗhat is this?", " what\nis this"])
+def test_test_prompts_are_left_out_whatever_their_case_spaces_and_marks(samples, twin):
+    prompts = [question("What is this?"), *(question(str(i)) for i in range(3))]
+    pairs, left_out = pairs_from_samples(samples, range(12), prompts, held_out=[question(twin)])
+    assert left_out["held_out"] == 1 and question("What is this?") not in list(pairs["prompt"])
+
+
+def test_scores_must_be_one_a_sample_and_finite(samples):
+    with pytest.raises(ValueError, match="need 12 finite scores"):
+        pairs_from_samples(samples, [1.0] * 11, [])
+    with pytest.raises(ValueError, match="11 finite"):
+        pairs_from_samples(samples, [1.0] * 11 + [float("nan")], [])
+
+
+# Policies from a judge
+
+
+@pytest.fixture(scope="module")
+def speaker(tokenizer, language, tmp_path_factory):
+    """A base model that has learnt the language a little: its responses have gold scores."""
+    profile = Profile(
+        name="micro_policy",
+        base_model=BaseModelSettings(hidden_size=48, layers=2, heads=2, steps=250, batch_size=32, learning_rate=1e-2),
+        data=DataSettings(train_pairs=8, validation_pairs=4, test_pairs=4, max_length=256),
+        reward_model=RewardModelSettings(**TINY),
+    )
+    return Workspace(profile, folder=tmp_path_factory.mktemp("speaker"))
+
+
+def gold_of(workspace, policy, count=12):
+    """Mean gold score and length of samples, on test prompts."""
+    language = workspace.language
+    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[2][:count]]
+    found = _judged(workspace, load_causal_lm(workspace.base_model).eval(), prompts, policy)
+    return np.mean(found["sampled"]), found
+
+
+def test_dpo_on_gold_labels_raises_the_gold_score(speaker, tmp_path):
+    language, rng = speaker.language, np.random.default_rng(0)
+    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[0]]
+    texts = [language.sample_responses(prompt[0]["content"], 8, rng) for prompt in prompts]
+    samples = pd.DataFrame([{"prompt": i, "response": text} for i, group in enumerate(texts) for text in group])
+    gold = [language.gold_score([{"role": "assistant", "content": text}]) for text in samples["response"]]
+    pairs, _ = pairs_from_samples(samples, gold, prompts)
+    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=16, epochs=6, learning_rate=6e-3)
+    trainer = train_dpo(speaker.base_model, speaker.tokenizer, pairs, settings, folder=tmp_path, seed=0)
+    before, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval())
+    after, found = gold_of(speaker, trainer.model.merge_and_unload().eval())
+    assert reference["kl"] == pytest.approx(0, abs=1e-4) and found["kl"] > 0
+    assert after > before + 0.5
+
+
+def test_grpo_raises_its_reward_and_a_constant_one_changes_nothing(speaker, tmp_path):
+    prompts = [[{"role": "user", "content": text}] for text in speaker.language.split_prompts()[0][:8]]
+    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=2, epochs=8, learning_rate=1e-2, warmup=0)
+    asked = []
+
+    def shortness(talks):
+        asked.extend(talks)
+        return [-len(talk[-1]["content"]) for talk in talks]
+
+    def train(reward, folder):
+        return train_grpo(
+            speaker.base_model,
+            speaker.tokenizer,
+            prompts,
+            reward,
+            settings,
+            folder=tmp_path / folder,
+            seed=0,
+            group=4,
+            max_new_tokens=64,
+        ).model
+
+    _, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval(), count=6)
+    _, shorter = gold_of(speaker, train(shortness, "short").merge_and_unload().eval(), count=6)
+    assert np.mean(shorter["tokens"]) < np.mean(reference["tokens"]) - 5
+    assert len(asked) == 8 * 8 * 4 and asked[0][0] in [prompt[0] for prompt in prompts]
+    constant = train(lambda talks: [0.0] * len(talks), "constant")
+    moved = [value for name, value in constant.named_parameters() if "lora_B" in name]
+    assert moved and all(not value.any() for value in moved)
+
+
+def test_policies_of_every_kind_are_trained_and_judged(speaker, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_module, "GROUP", 4)
+    few = Workspace(replace(speaker.profile, downstream=DownstreamSettings(prompts=6)), folder=speaker.folder)
+
+    def shortness(rows, starts):
+        return [-np.arange(1.0, len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
+
+    found = measure_policies(few, shortness, seed=0, folder=tmp_path)
+    assert list(found) == ["reference", *KINDS]
+    assert all(len(found[kind][name]) == 6 for kind in found for name in ("greedy", "sampled", "tokens"))
+    dpo = found["dpo"]
+    assert dpo["pairs"] + sum(dpo["left_out"].values()) == 6 * GROUPS and 0 <= dpo["pairs_right"] <= 1
+    assert dpo["seconds"] > 0 and np.mean(dpo["tokens"]) < np.mean(found["reference"]["tokens"])
+
+
+def test_responses_that_were_cut_make_no_pair_and_no_pair_trains_nothing(base_model, tokenizer, tmp_path):
+    prompts = [[{"role": "user", "content": "a"}]]
+    samples = pd.DataFrame({"prompt": 0, "response": ["x", "y", "z"], "finished": [True, True, False]})
+    pairs, left_out = pairs_from_samples(samples, [1.0, 2.0, 3.0], prompts)
+    assert (pairs[0]["chosen"], pairs[0]["rejected"], left_out["unfinished"]) == ("y", "x", 1)
+    pairs, _ = pairs_from_samples(samples, [0.0, 0.0, 0.0], prompts)
+    with pytest.raises(ValueError, match="no pairs to train on"):
+        train_dpo(base_model, tokenizer, pairs, RewardModelSettings(**TINY), folder=tmp_path, seed=0)
