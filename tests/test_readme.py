@@ -4,19 +4,12 @@ import json
 import re
 
 import numpy as np
+from tiny import micro
 
 from icrm_lib import runtime
-from icrm_lib.profiles import BaseModelSettings, DataSettings, GeneratorSettings, Profile, RewardModelSettings
 
 README = (runtime.project_root() / "README.md").read_text(encoding="utf-8")
-LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 8, "epochs": 1.0}
-MICRO = Profile(
-    name="micro_readme",
-    data=DataSettings(train_pairs=16, validation_pairs=4, test_pairs=4, max_length=256),
-    base_model=BaseModelSettings(hidden_size=16, layers=1, heads=2, steps=2, batch_size=4, vocabulary=300),
-    generator=GeneratorSettings(**LORA),
-    reward_model=RewardModelSettings(**LORA, consistency_weight=0.5, sft_weight=0.001),
-)
+MICRO = micro("micro_readme", data={"train_pairs": 16, "validation_pairs": 4, "test_pairs": 4})
 
 
 def snippets():

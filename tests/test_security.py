@@ -476,17 +476,10 @@ socket.create_connection = guarded(socket.create_connection, 0)
 """
 PIPELINE = """
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.profiles import *
 from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.language_model.causal import load_causal_lm
-LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}
-workspace = Workspace(Profile(
-    name="micro",
-    data=DataSettings(train_pairs=24, validation_pairs=6, test_pairs=8, max_length=256),
-    base_model=BaseModelSettings(hidden_size=16, layers=1, heads=2, vocabulary=400, steps=3, batch_size=8),
-    generator=GeneratorSettings(**LORA),
-    reward_model=RewardModelSettings(**LORA, sft_weight=0.01, save_steps=1),
-), folder="artefacts")
+from tiny import micro
+workspace = Workspace(micro(reward_model={"save_steps": 1}), folder="artefacts")
 model = workspace.reward_model("icrm")
 print(model.score(workspace.conversations("test")["chosen"]).shape)
 load_causal_lm(workspace.base_model)
@@ -499,7 +492,7 @@ def without_network(command: list[str], folder: Path, **more: str) -> tuple[subp
     (folder / "guard").mkdir(exist_ok=True)
     (folder / "guard/sitecustomize.py").write_text(NO_NETWORK)
     environment = {name: value for name, value in os.environ.items() if name not in SET_BY_TESTS}
-    path = os.pathsep.join([str(folder / "guard"), str(ROOT)])
+    path = os.pathsep.join([str(folder / "guard"), str(ROOT), str(ROOT / "tests")])
     environment |= {"PYTHONPATH": path, "ATTEMPTS": str(folder / "attempts"), "HF_HOME": str(folder / "hub"), **more}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done, (folder / "attempts").read_text() if (folder / "attempts").exists() else ""

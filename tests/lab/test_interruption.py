@@ -14,7 +14,7 @@ from pathlib import Path
 
 import kill_driver
 import pytest
-from test_workspace import MICRO
+from tiny import micro
 
 from icrm_lib import records
 from icrm_lib.lab.workspace import Workspace
@@ -22,9 +22,9 @@ from icrm_lib.language_model import checkpoints, sampling
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.training.methods import method_settings, train_reward_model
 
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))),
+    "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
     "OMP_NUM_THREADS": "1",
     "ICRM_UNATTENDED": "1",
 }
@@ -34,8 +34,8 @@ SETTINGS = RewardModelSettings(lora_rank=2, lora_alpha=4, epochs=2, batch_size=4
 @pytest.mark.slow
 @pytest.mark.parametrize("job", kill_driver.JOBS)
 def test_twenty_kills_leave_what_an_unbroken_run_leaves(job, tmp_path):
-    command = [sys.executable, str(HERE / "kill_driver.py"), job, str(tmp_path), "20"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=HERE.parent)
+    command = [sys.executable, str(TESTS / "kill_driver.py"), job, str(tmp_path), "20"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=TESTS.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills"] >= 20 and result["chains"] >= 5
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_was_moved_away_is_left_alone(left, base_model, tokeni
 
 
 def test_a_finished_artefact_with_one_bit_changed_is_made_again(tmp_path, caplog):
-    profile = replace(MICRO, name="bits")
+    profile = micro("bits")
     path = Workspace(profile, folder=tmp_path).reward_model_folder("bt")
     file = path / "model.safetensors"
     whole = file.read_bytes()
@@ -268,16 +268,14 @@ def state(pid):
 
 
 def test_a_run_that_went_wrong_seals_nothing_and_keeps_the_batch(tmp_path):
-    wild = replace(MICRO.reward_model, learning_rate=1e38)
-    workspace = Workspace(replace(MICRO, name="wild", reward_model=wild), folder=tmp_path)
+    workspace = Workspace(micro("wild", reward_model={"learning_rate": 1e38}), folder=tmp_path)
     with pytest.raises(FloatingPointError, match="not finite"):
         workspace.reward_model_folder("bt")
     assert not [path for path in tmp_path.glob("reward_model-*")]
 
 
 def test_a_generator_that_went_wrong_is_not_asked(tmp_path):
-    wild = replace(MICRO.generator, learning_rate=1e30, epochs=3.0)
-    workspace = Workspace(replace(MICRO, name="wild", generator=wild), folder=tmp_path)
+    workspace = Workspace(micro("wild", generator={"learning_rate": 1e30, "epochs": 3.0}), folder=tmp_path)
     with pytest.raises(FloatingPointError, match="not finite"):
         workspace.with_logprobs("train")
     assert not [path for path in tmp_path.glob("logprobs-*") if path.is_dir()]
@@ -339,7 +337,7 @@ def test_a_write_protected_folder_is_named(code):
     try:
         folder.chmod(0o555)
         command = [sys.executable, "-c", code, str(folder)]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=HERE.parent)
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, cwd=TESTS.parent)
         assert "make its folder writable, or choose another" in done.stderr, done.stderr[-2000:]
         assert not list(folder.iterdir())
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from test_architectures import LORA, TEXTS, save_tiny
+from tiny import LORA, TEXTS, save_tiny
 from transformers import AutoTokenizer
 
 from icrm_lib.lab.workspace import Workspace

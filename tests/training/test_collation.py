@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_architectures import FAMILIES, save_tiny
+from tiny import FAMILIES, save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from icrm_lib.training.collation import LABEL_COLUMNS, MOST_PADDING, STEP_COLUMNS, packing

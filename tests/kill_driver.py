@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from icrm_lib import runtime
@@ -20,8 +19,7 @@ from icrm_lib import runtime
 runtime.quiet()
 
 import torch  # noqa: E402
-from test_experiments import MICRO as GRID  # noqa: E402
-from test_workspace import MICRO  # noqa: E402
+from tiny import micro  # noqa: E402
 
 from icrm_lib import records  # noqa: E402
 from icrm_lib.generator import cache as generator  # noqa: E402
@@ -42,10 +40,7 @@ def reward_model(folder: Path) -> None:
     """Base model, generator with its checkpoints, cache in small windows, reward model with its checkpoints."""
     generator.WINDOW, checkpoints.LOGGING_STEPS = 4, 1
     saving = {"save_steps": 1, "epochs": 3.0}
-    profile = replace(
-        MICRO, generator=replace(MICRO.generator, **saving), reward_model=replace(MICRO.reward_model, **saving)
-    )
-    Workspace(profile, folder=folder).reward_model_folder("icrm")
+    Workspace(micro(generator=saving, reward_model=saving), folder=folder).reward_model_folder("icrm")
 
 
 def sampling(folder: Path) -> None:
@@ -59,7 +54,9 @@ def sampling(folder: Path) -> None:
 def grid(folder: Path) -> None:
     runtime.project_root = lambda start=None: folder  # where what the cells share is made
     cells = [experiments.Cell("bt", seed, pairs=12) for seed in range(2)]
-    experiments.run_grid(GRID, cells, tuned={}, folder=folder, workers=0)
+    sizes = {"validation_pairs": 30, "test_pairs": 40}
+    profile = micro("micro_grid", language={"held_out_verbs": 0.25}, data=sizes)
+    experiments.run_grid(profile, cells, tuned={}, folder=folder, workers=0)
 
 
 JOBS = {"reward_model": reward_model, "sampling": sampling, "grid": grid}
