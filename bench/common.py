@@ -32,7 +32,7 @@ from peft import LoraConfig  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
-from icrm_lib.testbed.language import Language  # noqa: E402
+from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer  # noqa: E402
 
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}

@@ -26,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from icrm_lib.generator.cache import fit_generator, model_scorer
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 from icrm_lib.training.methods import METHODS, method_settings, train_reward_model
 
 

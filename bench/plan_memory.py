@@ -19,7 +19,7 @@ from common import finish, hold, in_own_process, llama_config, peak, random_pair
 from icrm_lib import runtime
 from icrm_lib.plan.simulation import reward_model_cost
 from icrm_lib.profiles import RewardModelSettings
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 from icrm_lib.training.methods import method_settings, train_reward_model
 
 # width, layers, vocabulary

@@ -19,7 +19,7 @@ from common import finish, llama_config, quartiles, read_sizes
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 
 BATCH_SIZES = (1, 4, 16)
 

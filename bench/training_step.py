@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 from icrm_lib.training.collation import DataCollatorForConsistency
 
 KINDS = ("bt", "icrm", "icrm + sft", "reference", "lean reference")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, str]  # "role" and "content", as in the chat templates of `transformers`
+Conversation = list[Message]
 
 _WRAPPED = "{#- icrm_lib: a finished assistant turn ends at its closing token -#}\n"
 _SENTINEL = "icrmFinalReply"

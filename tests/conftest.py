@@ -12,16 +12,28 @@ runtime.quiet()
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from rows import draw  # noqa: E402
 
 from icrm_lib.language_model.causal import small_llama  # noqa: E402
-from icrm_lib.preferences.loading import preference_rows, tokenize_pairs  # noqa: E402
-from icrm_lib.testbed.language import Language  # noqa: E402
+from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
+from icrm_lib.testbed import Language, known_truth  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def language():
     return Language()
+
+
+@pytest.fixture(scope="session")
+def drawn(language):
+    """300 responses of the language: rows of token ids, starts, texts."""
+    return draw(language, 300)
+
+
+@pytest.fixture(scope="session")
+def truth(language, drawn):
+    return known_truth(language, *drawn[:2])
 
 
 @pytest.fixture(scope="session")

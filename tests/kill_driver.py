@@ -29,7 +29,7 @@ from icrm_lib.lab.workspace import Workspace  # noqa: E402
 from icrm_lib.language_model import checkpoints  # noqa: E402
 from icrm_lib.language_model.causal import small_llama  # noqa: E402
 from icrm_lib.language_model.sampling import SamplingSettings, sample  # noqa: E402
-from icrm_lib.testbed.language import Language  # noqa: E402
+from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 
 # Times, and transformers' mean of the loss since the start or the resumption.

@@ -23,8 +23,8 @@ import pyarrow
 import pyarrow.parquet
 
 from icrm_lib.profiles import nearest
+from icrm_lib.tokenization import Conversation
 
-Conversation = list[dict[str, str]]
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
 

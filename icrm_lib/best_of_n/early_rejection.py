@@ -19,9 +19,7 @@ from icrm_lib.language_model.sampling import (
     until_closing,
 )
 from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.tokenization import closing_token_ids
-
-Conversation = list[dict[str, str]]
+from icrm_lib.tokenization import Conversation, closing_token_ids
 
 
 @dataclass(frozen=True)

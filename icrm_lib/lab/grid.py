@@ -34,7 +34,7 @@ from icrm_lib.generator.cache import columns, model_fingerprint, model_scorer
 from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, every_set, measure, test_set, validate
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.measures.tokens import TokenScorer, known_truth
+from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy.dpo import (
     BETA,
     DPO_EPOCHS,
@@ -51,7 +51,7 @@ from icrm_lib.policy.dpo import (
 )
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language, known_truth
 from icrm_lib.training.collation import REFERENCE_COLUMNS, STEP_COLUMNS
 from icrm_lib.training.methods import method_settings, train_reward_model
 from icrm_lib.training.trainer import reads_generator, statistic_of

@@ -12,19 +12,17 @@ from datasets import Dataset
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.measures.tokens import (
     TokenScorer,
-    TokenTruth,
     agreement_by_response,
     calibration,
     change_at_quality,
-    known_truth,
     localisation,
     partial_agreement,
     smoothness,
     token_agreement,
 )
-from icrm_lib.preferences.loading import load_preferences, tokenize_pairs
+from icrm_lib.preferences import load_preferences, tokenize_pairs
 from icrm_lib.profiles import Profile
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language, TokenTruth, known_truth
 
 CALIBRATION_PAIRS = 200  # the map from rewards to values is fitted on them; their prompts are those of the validation
 

@@ -34,19 +34,18 @@ from icrm_lib.generator.cache import (
 )
 from icrm_lib.language_model.causal import load_causal_lm, scratch_tokenizer, small_llama, train_language_model
 from icrm_lib.language_model.loading import NO_CODE, refuse_pickles
-from icrm_lib.preferences.loading import Report, load_preferences, split_by_prompt, tokenize_pairs
+from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
 from icrm_lib.preferences.paper import RECIPES, load_recipe, read_reports, recipe_key, sampler, write_reports
 from icrm_lib.profiles import GeneratorSettings, Profile, load_profile
 from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.testbed.language import Language
-from icrm_lib.tokenization import prepare_tokenizer
+from icrm_lib.testbed import Language
+from icrm_lib.tokenization import Conversation, prepare_tokenizer
 from icrm_lib.training.collation import LABEL_COLUMNS
 from icrm_lib.training.methods import method_settings, train_reward_model, whole_model
 from icrm_lib.training.trainer import reads_generator, statistic_of
 
 logger = logging.getLogger(__name__)
 
-Conversation = list[dict[str, str]]
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
 LEAST_PROMPTS = 10  # below it a tenth of the prompts is none

@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
-from icrm_lib.tokenization import closing_token_ids
+from icrm_lib.tokenization import Conversation, closing_token_ids
 
 logger = logging.getLogger(__name__)
 
-Conversation = list[dict[str, str]]
 VLLM_PROMPTS = 64  # prompts that vLLM gets at once; a killed run draws at most so many again
 
 

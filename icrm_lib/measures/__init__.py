@@ -9,11 +9,9 @@ from icrm_lib.measures.pairs import (
     preference_calibration,
 )
 from icrm_lib.measures.tokens import (
-    TokenTruth,
     agreement_by_response,
     calibration,
     change_at_quality,
-    known_truth,
     localisation,
     partial_agreement,
     smoothness,
@@ -24,12 +22,10 @@ from icrm_lib.measures.tokens import (
 __all__ = [
     "Calibration",
     "Estimate",
-    "TokenTruth",
     "accuracy_by",
     "agreement_by_response",
     "calibration",
     "change_at_quality",
-    "known_truth",
     "length_controlled_accuracy",
     "localisation",
     "pair_accuracy",

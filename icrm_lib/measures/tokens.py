@@ -1,11 +1,10 @@
 """What token rewards mean, against a known truth: order, calibration, where they move, how smoothly they move.
 
 Every measure takes one array per response, aligned with the response's tokens, the closing token included. Ranks see
-every last bit, so what is equal in truth must be equal in the arrays; `known_truth` takes care of that.
+every last bit, so what is equal in truth must be equal in the arrays; `testbed.known_truth` takes care of that.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,78 +12,12 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import mannwhitneyu, spearmanr
 
-from icrm_lib.testbed.language import Language
-
-GRID = 2.0**-40  # of the truth. Binary: many values are dyadic, and would lie on the edges of a decimal grid
 DEGENERATE = 1e-9  # a residual this small, relative to what it is a residual of, is rounding
 SLOPE_LIMIT = 50.0  # of the logistic map, per standard deviation; rewards that separate 0 from 1 have no finite slope
 THIRDS = ("early", "middle", "late")
 
 # Rewards of all response tokens: token ids, index of the first response token -> one array a row.
 TokenScorer = Callable[[Sequence[list[int]], Sequence[int]], list[np.ndarray]]
-
-
-class TokenTruth(NamedTuple):
-    """What is known of each token of one response. All of shape (T,), float64.
-
-    Attributes:
-        values: P(top score | prefix) after the token, in [0, 1]; 0 or 1 at the closing token.
-        clause_scores: gold score so far, a clause counting from its quality token on.
-        quality: -1, 0 or 1 at the tokens that reveal a clause's quality, nan at all others.
-        logprobs: log-probability of the token given those before it, at most 0.
-    """
-
-    values: np.ndarray
-    clause_scores: np.ndarray
-    quality: np.ndarray
-    logprobs: np.ndarray
-
-
-def known_truth(language: Language, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenTruth]:
-    """Look up the truth at every response token.
-
-    Values and log-probabilities are rounded to multiples of 2^-40, about 1e-12. Tokens that change nothing (a name, a
-    place) move the computed value by some 1e-17, which ranks would take for a change.
-
-    Args:
-        language: the language of the responses.
-        rows: token ids of each conversation, prompt and response. N lists of integers.
-        starts: index of the first response token in each row. Length N.
-
-    Returns:
-        the truth of each response, T_i = len(rows[i]) - starts[i] tokens.
-
-    Raises:
-        ValueError: no response, another number of starts than of rows, a start that is not the first token of the
-            response, or a row that is not of this language.
-    """
-    if not len(rows) or len(rows) != len(starts):
-        raise ValueError(f"need one start a response, at least one: got {len(rows)} rows and {len(starts)} starts")
-    assistant = language.tokenizer.convert_tokens_to_ids("<assistant>")
-    truth = []
-    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
-        if not 0 < start <= len(ids) or ids[start - 1] != assistant:
-            raise ValueError(
-                f"response {row} of {len(ids)} tokens cannot start at {start}: the token before it must be "
-                "<assistant>; give the length of the prompt with its generation prompt"
-            )
-        try:
-            truth.append(TokenTruth(*(array[start:] for array in _truth_of(language, ids))))
-        except ValueError as error:
-            raise ValueError(f"response {row}: {error}") from error
-    return truth
-
-
-def _truth_of(language: Language, ids: Sequence[int]) -> TokenTruth:
-    """Return the truth at every token of a conversation, prompt included."""
-    scores = language.clause_scores(ids)
-    quality = np.where(language.quality_tokens(ids), np.diff(scores, prepend=0), np.nan)
-    values, logprobs = language.prefix_values(ids), np.log(language.token_probs(ids))
-    return TokenTruth(_on_grid(values), scores, quality, _on_grid(logprobs))
-
-
-def _on_grid(numbers: np.ndarray) -> np.ndarray:
-    return np.round(numbers / GRID) * GRID
 
 
 def agreement_by_response(rewards: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:

@@ -34,10 +34,10 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedConfig  # noqa: E402
 
 from icrm_lib.language_model.loading import NO_CODE  # noqa: E402
 from icrm_lib.plan import simulation  # noqa: E402
-from icrm_lib.preferences.loading import preference_rows, tokenize_pairs  # noqa: E402
+from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
 from icrm_lib.preferences.paper import PRM800K, RECIPES, SHARES, SKYWORK, UNIFIED_FEEDBACK  # noqa: E402
 from icrm_lib.profiles import Profile, load_profile  # noqa: E402
-from icrm_lib.testbed.language import Language  # noqa: E402
+from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 from icrm_lib.training.methods import method_settings  # noqa: E402
 from icrm_lib.training.trainer import reads_generator  # noqa: E402

@@ -27,9 +27,7 @@ from icrm_lib.language_model.sampling import SamplingSettings, greedy, sample
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.records import fingerprint
-from icrm_lib.tokenization import tokenize_conversations
-
-Conversation = list[dict[str, str]]
+from icrm_lib.tokenization import Conversation, tokenize_conversations
 
 
 def train_dpo(

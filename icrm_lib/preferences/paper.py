@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.sampling import Conversation, SamplingSettings, sample
+from icrm_lib.language_model.sampling import SamplingSettings, sample
 from icrm_lib.preferences.files import BadRow, file_rows
 from icrm_lib.preferences.loading import (
     LABEL_KEYS,
@@ -36,6 +36,7 @@ from icrm_lib.preferences.loading import (
     split_by_prompt,
 )
 from icrm_lib.profiles import DataSettings, SampleSettings, nearest
+from icrm_lib.tokenization import Conversation
 
 SPLITS = ("train", "validation", "test")
 REPORTS = "reports.json"

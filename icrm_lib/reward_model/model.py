@@ -17,9 +17,7 @@ from icrm_lib import runtime
 from icrm_lib.language_model.loading import NO_CODE
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.head import load_adapter, load_whole, reward_head
-from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation, tokenize_conversations
-
-Conversation = list[dict[str, str]]
+from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversation, tokenize_conversations
 
 
 class TokenReward(NamedTuple):

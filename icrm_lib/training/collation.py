@@ -9,7 +9,7 @@ import xxhash
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from icrm_lib.generator.cache import columns
-from icrm_lib.preferences.loading import LABEL_KEYS
+from icrm_lib.preferences import LABEL_KEYS
 
 REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
 LABEL_COLUMNS = LABEL_KEYS

@@ -41,7 +41,7 @@ from icrm_lib.objectives import (
     process_loss,
 )
 from icrm_lib.objectives import WEIGHTINGS as TERM_WEIGHTINGS
-from icrm_lib.preferences.loading import preference_rows, tokenize_pairs
+from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import RewardModelSettings, nearest
 from icrm_lib.reward_model.head import HeadOutput, capture_head, reward_head
 from icrm_lib.tokenization import prepare_tokenizer

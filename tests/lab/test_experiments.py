@@ -46,7 +46,7 @@ from icrm_lib.profiles import (
     Profile,
     RewardModelSettings,
 )
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversations
 from icrm_lib.training.methods import METHODS
 

@@ -16,7 +16,7 @@ from icrm_lib import records, runtime
 from icrm_lib.generator import cache as generator
 from icrm_lib.lab import workspace
 from icrm_lib.lab.workspace import SPLITS, Workspace
-from icrm_lib.preferences.loading import tokenize_pairs
+from icrm_lib.preferences import tokenize_pairs
 from icrm_lib.profiles import (
     BaseModelSettings,
     DataSettings,

@@ -25,7 +25,7 @@ from icrm_lib.policy.dpo import (
     train_dpo,
     train_grpo,
 )
-from icrm_lib.preferences.loading import preference_rows, tokenize_pairs
+from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import BaseModelSettings, DataSettings, DownstreamSettings, Profile, RewardModelSettings
 from icrm_lib.tokenization import prepare_tokenizer
 

@@ -13,7 +13,7 @@ from datasets import Dataset, disable_progress_bars
 from test_preferences import as_line, assistant, good, user
 
 from icrm_lib.benchmarks import items as benchmark_data
-from icrm_lib.preferences.loading import load_preferences, preference_rows
+from icrm_lib.preferences import load_preferences, preference_rows
 from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
 
 disable_progress_bars()

@@ -14,7 +14,7 @@ from test_heatmaps import Token, read
 from test_preferences import LOSSLESS, STYLES, assistant, good, raw_tokenizer, user
 
 from icrm_lib.heatmaps.figure import LARGEST, token_heatmap, token_heatmap_html
-from icrm_lib.preferences.loading import load_preferences, preference_rows, tokenize_pairs
+from icrm_lib.preferences import load_preferences, preference_rows, tokenize_pairs
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
 from icrm_lib.training.trainer import DataCollatorForConsistency
 

@@ -14,8 +14,8 @@ from tiny import LORA, TEXTS, save_tiny
 from transformers import AutoTokenizer
 
 from icrm_lib.lab.workspace import Workspace
+from icrm_lib.preferences import LABEL_KEYS, collect_preferences, load_preferences, tokenize_pairs
 from icrm_lib.preferences import paper as paper_data
-from icrm_lib.preferences.loading import LABEL_KEYS, collect_preferences, load_preferences, tokenize_pairs
 from icrm_lib.preferences.paper import (
     SPLITS,
     boxed_answer,

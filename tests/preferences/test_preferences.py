@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from icrm_lib.preferences import load_preferences, preference_rows, split_by_prompt, tokenize_pairs
 from icrm_lib.preferences import loading as preferences
-from icrm_lib.preferences.loading import load_preferences, preference_rows, split_by_prompt, tokenize_pairs
 from icrm_lib.tokenization import (
     ResponseTooLong,
     TemplateProblem,

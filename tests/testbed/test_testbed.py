@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from transformers import AutoTokenizer
 
-from icrm_lib.testbed.language import Language
+from icrm_lib.testbed import Language
 from icrm_lib.testbed.words import NAMES, OPENERS, PHRASE_QUALITY, PHRASES, PLACES, PROMPTS
 
 PAPER_PROMPT = "What is an effective way to deal with people who disagree with me?"

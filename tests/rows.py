@@ -1,0 +1,16 @@
+"""Rows that several test files build."""
+
+import numpy as np
+
+
+def draw(language, n, seed=0):
+    """n responses: (rows of token ids, starts, texts)."""
+    rng, rows, starts, texts = np.random.default_rng(seed), [], [], []
+    for prompt in rng.choice(language.prompts, n):
+        text = language.sample_responses(str(prompt), 1, rng)[0]
+        chat = [{"role": "user", "content": str(prompt)}, {"role": "assistant", "content": text}]
+        render = language.tokenizer.apply_chat_template
+        starts.append(len(render(chat[:1], add_generation_prompt=True, return_dict=False)))
+        rows.append(render(chat, return_dict=False))
+        texts.append(text)
+    return rows, starts, texts
