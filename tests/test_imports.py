@@ -32,7 +32,7 @@ LINES = [
 LINE = {name: number for number, names in enumerate(LINES) for name in names}
 WITHOUT_TORCH = ("report", "heatmaps", "figures", "measures", "methods", "profiles", "records", "runtime", "lab.cells")
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate"}
-PENDING = {("policy", "lab"), ("best_of_n", "lab"), ("preferences", "language_model")}
+PENDING = {("preferences", "language_model")}
 
 
 def name_of(path: Path) -> str:

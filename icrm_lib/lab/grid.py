@@ -29,13 +29,9 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
-from icrm_lib.best_of_n.picks import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, NS, STARTED, Pool, measure_picks, sample_pool
 from icrm_lib.generator.cache import columns, model_fingerprint, model_scorer
-from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, every_set, measure, test_set, validate
-from icrm_lib.lab.workspace import Workspace
-from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.measures.tokens import TokenScorer
-from icrm_lib.policy.dpo import (
+from icrm_lib.lab.picks import BUDGETS, CANDIDATES, CUTS_AT, KEEPS, NS, STARTED, Pool, measure_picks, sample_pool
+from icrm_lib.lab.policies import (
     BETA,
     DPO_EPOCHS,
     DPO_RATE,
@@ -44,11 +40,14 @@ from icrm_lib.policy.dpo import (
     GRPO_PROMPTS,
     GRPO_RATE,
     KINDS,
-    implicit_rewards,
     measure_policies,
-    train_dpo,
     training_samples,
 )
+from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, every_set, measure, test_set, validate
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.measures.tokens import TokenScorer
+from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.testbed import Language, known_truth

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from icrm_lib import records, runtime
-from icrm_lib.best_of_n.picks import Pool
 from icrm_lib.lab import grid as experiments
 from icrm_lib.lab.grid import (
     COMPOSED,
@@ -35,9 +34,10 @@ from icrm_lib.lab.grid import (
     tuned_as,
     tuning_cells,
 )
+from icrm_lib.lab.picks import Pool
+from icrm_lib.lab.policies import KINDS
 from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, measure
 from icrm_lib.lab.test_sets import test_set as shifted_pairs
-from icrm_lib.policy.dpo import KINDS
 from icrm_lib.profiles import (
     BaseModelSettings,
     DataSettings,

@@ -2,31 +2,18 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm, scratch_tokenizer, small_llama
-from icrm_lib.policy import dpo as policy_module
-from icrm_lib.policy.dpo import (
-    GROUPS,
-    KINDS,
-    _judged,
-    implicit_rewards,
-    measure_policies,
-    pairs_from_samples,
-    train_dpo,
-    train_grpo,
-)
+from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.preferences import preference_rows, tokenize_pairs
-from icrm_lib.profiles import BaseModelSettings, DataSettings, DownstreamSettings, Profile, RewardModelSettings
+from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.tokenization import prepare_tokenizer
 
 TINY = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8}
@@ -91,9 +78,6 @@ def test_seeds_repeat(base_model, tokenizer, texts, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
 
 
-# Token ids
-
-
 def assert_same_ids(dataset, tokens):
     assert len(dataset) == len(tokens)
     for ours, theirs in zip(tokens, dataset, strict=True):
@@ -124,9 +108,6 @@ def test_own_texts_too_have_the_same_token_ids(tmp_path):
     settings = RewardModelSettings(**TINY, epochs=1)
     trainer = train_dpo(tmp_path, tokenizer, texts, settings, folder=tmp_path / "run", seed=0)
     assert_same_ids(trainer.train_dataset, tokenize_pairs(texts, tokenizer, max_length=None)[0])
-
-
-# Implied rewards
 
 
 def ask(policy, reference, tokens, side, beta, tokenizer):
@@ -194,140 +175,3 @@ def test_a_merged_policy_implies_what_its_adapter_did_and_can_be_saved(
         m.generate(start, do_sample=False, max_new_tokens=8) for m in (policy, load_causal_lm(tmp_path, device="cpu"))
     ]
     assert torch.equal(*texts)
-
-
-# Pairs from samples
-
-
-def question(text):
-    return [{"role": "user", "content": text}]
-
-
-@pytest.fixture
-def samples():
-    responses = [["a", "b", "c"], ["d", "d", "d"], ["e", "f", "g"], ["h", "h ", "i"]]
-    return pd.DataFrame([{"prompt": i, "response": text} for i, row in enumerate(responses) for text in row])
-
-
-def test_pairs_are_the_best_against_the_worst_of_each_prompt(samples):
-    prompts = [question(text) for text in ("One?", "Two?", "Three?", "Four?")]
-    scores = [0, 2, 1, 5, 5, 5, 3, 1, 2, 2, 1, 1.5]
-    pairs, left_out = pairs_from_samples(samples, scores, prompts)
-    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs] == [
-        (prompts[0], "b", "a"),
-        (prompts[2], "e", "f"),
-    ]
-    assert left_out == {"held_out": 0, "tied": 1, "identical": 1, "unfinished": 0}
-
-
-def test_a_constant_reward_gives_no_pair(samples):
-    pairs, left_out = pairs_from_samples(samples, [0.0] * 12, [question(str(i)) for i in range(4)])
-    assert len(pairs) == 0 and left_out["tied"] == 4
-
-
-@pytest.mark.parametrize("twin", ["what is  THIS", "What is this ?!", "Ｗhat is this?", " what\nis this"])
-def test_test_prompts_are_left_out_whatever_their_case_spaces_and_marks(samples, twin):
-    prompts = [question("What is this?"), *(question(str(i)) for i in range(3))]
-    pairs, left_out = pairs_from_samples(samples, range(12), prompts, held_out=[question(twin)])
-    assert left_out["held_out"] == 1 and question("What is this?") not in list(pairs["prompt"])
-
-
-def test_scores_must_be_one_a_sample_and_finite(samples):
-    with pytest.raises(ValueError, match="need 12 finite scores"):
-        pairs_from_samples(samples, [1.0] * 11, [])
-    with pytest.raises(ValueError, match="11 finite"):
-        pairs_from_samples(samples, [1.0] * 11 + [float("nan")], [])
-
-
-# Policies from a judge
-
-
-@pytest.fixture(scope="module")
-def speaker(tokenizer, language, tmp_path_factory):
-    """A base model that has learnt the language a little: its responses have gold scores."""
-    profile = Profile(
-        name="micro_policy",
-        base_model=BaseModelSettings(hidden_size=48, layers=2, heads=2, steps=250, batch_size=32, learning_rate=1e-2),
-        data=DataSettings(train_pairs=8, validation_pairs=4, test_pairs=4, max_length=256),
-        reward_model=RewardModelSettings(**TINY),
-    )
-    return Workspace(profile, folder=tmp_path_factory.mktemp("speaker"))
-
-
-def gold_of(workspace, policy, count=12):
-    """Mean gold score and length of samples, on test prompts."""
-    language = workspace.language
-    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[2][:count]]
-    found = _judged(workspace, load_causal_lm(workspace.base_model).eval(), prompts, policy)
-    return np.mean(found["sampled"]), found
-
-
-def test_dpo_on_gold_labels_raises_the_gold_score(speaker, tmp_path):
-    language, rng = speaker.language, np.random.default_rng(0)
-    prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[0]]
-    texts = [language.sample_responses(prompt[0]["content"], 8, rng) for prompt in prompts]
-    samples = pd.DataFrame([{"prompt": i, "response": text} for i, group in enumerate(texts) for text in group])
-    gold = [language.gold_score([{"role": "assistant", "content": text}]) for text in samples["response"]]
-    pairs, _ = pairs_from_samples(samples, gold, prompts)
-    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=16, epochs=6, learning_rate=6e-3)
-    trainer = train_dpo(speaker.base_model, speaker.tokenizer, pairs, settings, folder=tmp_path, seed=0)
-    before, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval())
-    after, found = gold_of(speaker, trainer.model.merge_and_unload().eval())
-    assert reference["kl"] == pytest.approx(0, abs=1e-4) and found["kl"] > 0
-    assert after > before + 0.5
-
-
-def test_grpo_raises_its_reward_and_a_constant_one_changes_nothing(speaker, tmp_path):
-    prompts = [[{"role": "user", "content": text}] for text in speaker.language.split_prompts()[0][:8]]
-    settings = RewardModelSettings(lora_rank=8, lora_alpha=16, batch_size=2, epochs=8, learning_rate=1e-2, warmup=0)
-    asked = []
-
-    def shortness(talks):
-        asked.extend(talks)
-        return [-len(talk[-1]["content"]) for talk in talks]
-
-    def train(reward, folder):
-        return train_grpo(
-            speaker.base_model,
-            speaker.tokenizer,
-            prompts,
-            reward,
-            settings,
-            folder=tmp_path / folder,
-            seed=0,
-            group=4,
-            max_new_tokens=64,
-        ).model
-
-    _, reference = gold_of(speaker, load_causal_lm(speaker.base_model).eval(), count=6)
-    _, shorter = gold_of(speaker, train(shortness, "short").merge_and_unload().eval(), count=6)
-    assert np.mean(shorter["tokens"]) < np.mean(reference["tokens"]) - 5
-    assert len(asked) == 8 * 8 * 4 and asked[0][0] in [prompt[0] for prompt in prompts]
-    constant = train(lambda talks: [0.0] * len(talks), "constant")
-    moved = [value for name, value in constant.named_parameters() if "lora_B" in name]
-    assert moved and all(not value.any() for value in moved)
-
-
-def test_policies_of_every_kind_are_trained_and_judged(speaker, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_module, "GROUP", 4)
-    few = Workspace(replace(speaker.profile, downstream=DownstreamSettings(prompts=6)), folder=speaker.folder)
-
-    def shortness(rows, starts):
-        return [-np.arange(1.0, len(row) - start + 1) for row, start in zip(rows, starts, strict=True)]
-
-    found = measure_policies(few, shortness, seed=0, folder=tmp_path)
-    assert list(found) == ["reference", *KINDS]
-    assert all(len(found[kind][name]) == 6 for kind in found for name in ("greedy", "sampled", "tokens"))
-    dpo = found["dpo"]
-    assert dpo["pairs"] + sum(dpo["left_out"].values()) == 6 * GROUPS and 0 <= dpo["pairs_right"] <= 1
-    assert dpo["seconds"] > 0 and np.mean(dpo["tokens"]) < np.mean(found["reference"]["tokens"])
-
-
-def test_responses_that_were_cut_make_no_pair_and_no_pair_trains_nothing(base_model, tokenizer, tmp_path):
-    prompts = [[{"role": "user", "content": "a"}]]
-    samples = pd.DataFrame({"prompt": 0, "response": ["x", "y", "z"], "finished": [True, True, False]})
-    pairs, left_out = pairs_from_samples(samples, [1.0, 2.0, 3.0], prompts)
-    assert (pairs[0]["chosen"], pairs[0]["rejected"], left_out["unfinished"]) == ("y", "x", 1)
-    pairs, _ = pairs_from_samples(samples, [0.0, 0.0, 0.0], prompts)
-    with pytest.raises(ValueError, match="no pairs to train on"):
-        train_dpo(base_model, tokenizer, pairs, RewardModelSettings(**TINY), folder=tmp_path, seed=0)

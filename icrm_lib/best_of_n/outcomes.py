@@ -1,0 +1,149 @@
+"""Outcomes of picks: won or lost under a judge, right or wrong where the answer is known."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from icrm_lib.best_of_n.expectation import pick_weights
+from icrm_lib.measures.pairs import Estimate
+
+
+def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -> dict[str, Estimate]:
+    """Compare two methods' picks under a judge, prompt by prompt.
+
+    Args:
+        ours, theirs: the judge's score of each method's pick. Shape of both: (prompts,), or (prompts, picks) where a
+            prompt has several.
+        margin: scores nearer to each other than this tie.
+
+    Returns:
+        shares `win`, `tie`, `lose` with 95 % intervals over prompts; they add up to 1.
+
+    Raises:
+        ValueError: a score that is not finite.
+    """
+    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    if not np.isfinite(difference).all():
+        raise ValueError("a judge's score is not finite; leave the prompt out for both methods")
+    outcome = np.where(np.abs(difference) <= margin, 0, np.sign(difference))
+    hits = np.column_stack([(outcome == sign).reshape(len(outcome), -1).mean(1) for sign in (1, 0, -1)])
+    return dict(zip(("win", "tie", "lose"), _over_prompts(hits), strict=True))
+
+
+def _over_prompts(values: np.ndarray) -> list[Estimate]:
+    """Mean over prompts of each column, with a 95 % interval that resamples prompts. Shape: (prompts, measures).
+
+    Rounded to 1e-12: shares of few prompts lie on the edges of what a table prints, and the order of a sum must not
+    show there.
+    """
+    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    return [Estimate(*np.round(row, 12).tolist()) for row in zip(values.mean(0), low, high, strict=True)]
+
+
+def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read responses with known outcomes: JSON lines {"prompt", "responses": [...], "correct": [...]}.
+
+    Returns:
+        one row a response (`prompt` index, `index`, `conversation`, `response`, `correct`), and what was refused, one
+        sentence a row with line, reason and remedy.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no usable row.
+    """
+    rows, refused = [], []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
+            if not isinstance(prompt, str) or not isinstance(responses, list) or not isinstance(correct, list):
+                raise ValueError("needs a text prompt and lists of responses and outcomes")
+            if not responses or len(responses) != len(correct):
+                raise ValueError(f"{len(responses)} responses with {len(correct)} outcomes; each needs one")
+            if not all(isinstance(r, str) and r.strip() for r in responses):
+                raise ValueError("a response is empty or no text")
+            if not all(isinstance(c, bool) or c in (0, 1) for c in correct):
+                raise ValueError("an outcome is neither true nor false")
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"missing key {error}" if isinstance(error, KeyError) else error
+            refused.append(f"{path}:{number}: {reason}; correct or remove the row")
+            continue
+        index = rows[-1]["prompt"] + 1 if rows else 0
+        for j, (response, outcome) in enumerate(zip(responses, correct, strict=True)):
+            talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            rows.append(
+                {"prompt": index, "index": j, "conversation": talk, "response": response, "correct": bool(outcome)}
+            )
+    if not rows:
+        raise ValueError(f"{path} has no usable row" + (f": {refused[0]}" if refused else ""))
+    return pd.DataFrame(rows), refused
+
+
+NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+
+
+def final_answer(response: str) -> str:
+    r"""Return what a worked solution ends on: its last `\boxed{...}` whole, else its last number, else its last line.
+
+    White space and case do not count, nor how a number is written: "1,200.00" and "1200" are one answer. Formulas are
+    compared as text, so two ways to write one formula are two answers.
+    """
+    response = response.replace("\u2212", "-")  # the minus sign
+    answer = _boxed(response)
+    if answer is None:
+        numbers = NUMBER.findall(response)
+        answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
+    answer = "".join(answer.split()).casefold()
+    if NUMBER.fullmatch(answer):
+        number = float(answer.replace(",", ""))
+        return f"{number + 0.0:.12g}"
+    return answer
+
+
+def _boxed(response: str) -> str | None:
+    """What stands between the braces of the last box, nested ones included."""
+    start = response.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 0, start + len("\\boxed")
+    for position in range(begin, len(response)):
+        depth += {"{": 1, "}": -1}.get(response[position], 0)
+        if depth == 0:
+            return response[begin + 1 : position]
+    return None
+
+
+def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:
+    """How often the chosen response is right, chosen by a reward model and by what it has to beat.
+
+    Args:
+        rows: of `load_outcomes`.
+        scores: of the reward model, one a row.
+
+    Returns:
+        index `mean` (any response), `majority` (the final answer that most responses give, tied answers evenly),
+        `pick` (the highest score, ties evenly), `oracle` (right where any response is); columns `value`, `low`, `high`:
+        a share of the prompts with its 95 % interval over prompts.
+
+    Raises:
+        ValueError: another number of scores than rows, or one that is not finite.
+    """
+    if len(scores) != len(rows):
+        raise ValueError(f"{len(scores)} scores but {len(rows)} responses; each response needs one")
+    by_prompt = []
+    for _, group in rows.assign(score=np.asarray(scores, dtype=float)).groupby("prompt", sort=False):
+        right = group["correct"].to_numpy(dtype=float)
+        votes = group["response"].map(final_answer)
+        share = pd.Series(right, index=group.index).groupby(votes).agg(["size", "mean"])
+        majority = share.loc[share["size"] == share["size"].max(), "mean"].mean()
+        pick = pick_weights(group["score"].to_numpy(), len(group)) @ right
+        by_prompt.append((right.mean(), majority, pick, right.max()))
+    names = ["mean", "majority", "pick", "oracle"]
+    return pd.DataFrame(_over_prompts(np.array(by_prompt)), columns=["value", "low", "high"], index=names)

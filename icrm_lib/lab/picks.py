@@ -1,0 +1,144 @@
+"""What a reward model's picks among a policy's candidates are worth, judged by the gold score."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from icrm_lib.best_of_n.early_rejection import choose_schedule, early_rejection, schedules, try_schedules
+from icrm_lib.best_of_n.expectation import pick_weights
+from icrm_lib.generator import model_fingerprint
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.sampling import SamplingSettings, sample
+from icrm_lib.measures.tokens import TokenScorer
+from icrm_lib.records import fingerprint
+from icrm_lib.tokenization import tokenize_conversations
+
+NS = (1, 2, 4, 8, 16, 32, 64)
+CANDIDATES = 128  # a prompt; expectations over subsets of them are exact
+STARTED = 32  # candidates that early rejection begins with: the pool of a prompt holds several such groups
+BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)  # shares of the tokens that all candidates would need
+CUTS_AT, KEEPS = (16, 24, 32, 40, 48), (24, 16, 8, 4)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Responses of a policy to the validation and test prompts of the testbed, with their gold scores.
+
+    Attributes:
+        rows: token ids, the candidates of a prompt one after the other.
+        starts: index of the first response token in each.
+        gold: gold score of each. Shape: (prompts, candidates).
+        lengths: response tokens, the closing one included. Shape: (prompts, candidates).
+        validation: prompts that choose schedules; the others are reported. Shape: (prompts,), bool.
+    """
+
+    rows: list[list[int]]
+    starts: list[int]
+    gold: np.ndarray
+    lengths: np.ndarray
+    validation: np.ndarray
+
+
+def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: int | None = None) -> Pool:
+    """Sample responses of a workspace's base model, the policy; samples are kept in `runs/` and drawn once.
+
+    Args:
+        workspace: on the testbed, or with a judge in its profile.
+        candidates: responses a prompt; those that `max_new_tokens` cut have no gold score and are left out, for every
+            prompt as many as for the worst one.
+        limit: prompts of each split; all when None.
+    """
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    validation, test = (workspace.prompts(split)[:limit] for split in ("validation", "test"))
+    prompts = [*validation, *test]
+    settings = SamplingSettings(n=candidates, max_new_tokens=longest)
+    key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
+    path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
+    samples = sample(load_causal_lm(workspace.base_model).eval(), tokenizer, prompts, settings, path)
+    samples = samples[samples["finished"]]
+    counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
+    if counts.min() == 0:
+        raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
+    kept = int(counts.min())
+    samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
+    talks = [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
+    tokens = tokenize_conversations(tokenizer, talks)
+    return Pool(
+        rows=[row.input_ids for row in tokens],
+        starts=[row.prompt_length for row in tokens],
+        gold=workspace.judge(talks).reshape(len(prompts), kept),
+        lengths=np.array([len(row.input_ids) - row.prompt_length for row in tokens]).reshape(len(prompts), kept),
+        validation=np.arange(len(prompts)) < len(validation),
+    )
+
+
+def measure_picks(pool: Pool, rewards: TokenScorer) -> dict[str, Any]:
+    """Measure what a reward model's picks are worth, and what it loses when it stops candidates early.
+
+    Args:
+        pool: of `sample_pool`.
+        rewards: scores tokens.
+
+    Returns:
+        `gold` and `tokens`: by N of `NS`, by test prompt, the expected gold score and length of the pick; `proxy`: by N
+        its mean reward, in standard deviations of the candidates' rewards about their mean; `curve`: mean gold for
+        every N from 1 to 64; `picks`: by test prompt the gold scores of the best of each group of 64; `pick_lengths`:
+        how the lengths of picks of 64 are distributed; `early`: see `_early`.
+    """
+    scored = rewards(pool.rows, pool.starts)
+    shape, test = pool.gold.shape, ~pool.validation
+    scores = np.array([values[-1] for values in scored]).reshape(shape)
+    gold, lengths, scores_test = pool.gold[test], pool.lengths[test], scores[test]
+    standard = (scores_test - scores_test.mean()) / max(scores_test.std(), 1e-12)
+    weights = {n: np.array([pick_weights(row, n) for row in scores_test]) for n in range(1, min(64, shape[1]) + 1)}
+    ns, largest = [n for n in NS if n in weights], max(weights)
+    groups = np.arange(shape[1] // largest * largest).reshape(-1, largest)
+    return {
+        "gold": {str(n): (weights[n] * gold).sum(1).round(4).tolist() for n in ns},
+        "tokens": {str(n): (weights[n] * lengths).sum(1).round(2).tolist() for n in ns},
+        "proxy": {str(n): float((weights[n] * standard).sum(1).mean()) for n in ns},
+        "curve": [float((w * gold).sum(1).mean()) for w in weights.values()],
+        "picks": [[row[g[s[g].argmax()]] for g in groups] for row, s in zip(gold, scores_test, strict=True)],
+        "pick_lengths": np.bincount(lengths.ravel(), weights=weights[largest].ravel() / len(gold)).round(5).tolist(),
+        "early": _early(pool, scored),
+    }
+
+
+def _early(pool: Pool, scored: list[np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What the schedule chosen within each budget on the validation prompts does on the test prompts.
+
+    By budget: `cuts`; `share` of the tokens; and by prompt the gold score of its picks (`gold`), of the picks among all
+    candidates (`full`), their difference (`loss`), and of picks among as many whole candidates as its tokens would buy
+    (`same_tokens`). A budget below that of every schedule has no entry.
+    """
+    prompts, candidates = pool.gold.shape
+    started = min(STARTED, candidates)
+    groups = [range(g * started, (g + 1) * started) for g in range(candidates // started)]
+    by_prompt = [scored[p * candidates : (p + 1) * candidates] for p in range(prompts)]
+    validation, test = np.flatnonzero(pool.validation), np.flatnonzero(~pool.validation)
+    candidates_of = [[by_prompt[p][i] for i in group] for p in validation for group in groups]
+    worth = [pool.gold[p, list(group)] for p in validation for group in groups]
+    tried = try_schedules(candidates_of, worth, schedules(CUTS_AT, KEEPS))
+    last = np.array([values[-1] for values in scored]).reshape(prompts, candidates)
+    whole = {n: [float(pick_weights(last[p], n) @ pool.gold[p]) for p in test] for n in range(1, started + 1)}
+    results = {}
+    for budget in [b for b in BUDGETS if b >= min(one.share for one in tried)]:
+        schedule = choose_schedule(tried, budget).schedule
+        gold, full, tokens, all_tokens = [], [], 0, 0
+        for p in test:
+            runs = [early_rejection([by_prompt[p][i] for i in group], schedule) for group in groups]
+            gold.append(float(np.mean([pool.gold[p, g[run.pick]] for g, run in zip(groups, runs, strict=True)])))
+            full.append(float(np.mean([pool.gold[p, g[last[p, list(g)].argmax()]] for g in groups])))
+            tokens, all_tokens = tokens + sum(r.tokens for r in runs), all_tokens + sum(r.full_tokens for r in runs)
+        share = tokens / all_tokens
+        results[f"{budget:.0%}"] = {
+            "cuts": [list(cut) for cut in schedule.cuts],
+            "share": float(share),
+            "gold": gold,
+            "full": full,
+            "loss": [a - b for a, b in zip(full, gold, strict=True)],
+            "same_tokens": whole[max(1, round(share * started))],
+        }
+    return results

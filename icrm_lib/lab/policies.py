@@ -1,0 +1,158 @@
+"""What policies become that are trained on what a reward model says, judged by the gold score."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from icrm_lib.generator import model_fingerprint, model_scorer
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.sampling import SamplingSettings, greedy, sample
+from icrm_lib.measures.tokens import TokenScorer
+from icrm_lib.policy import pairs_from_samples, train_dpo, train_grpo
+from icrm_lib.records import fingerprint
+from icrm_lib.tokenization import Conversation, tokenize_conversations
+
+GROUP, GROUPS = 8, 2  # samples of a group, and groups a training prompt: each group gives DPO a pair and GRPO a mean
+# What tuning chose for DPO in the evidence (`implicit`), on validation labels; the same for every reward model.
+BETA, DPO_RATE, DPO_EPOCHS = 0.5, 1e-3, 5.0
+GRPO_RATE, GRPO_PROMPTS = 1e-3, 4  # ours; prompts a step
+KINDS = ("dpo", "grpo_outcome", "grpo_tokens")
+
+
+def measure_policies(
+    workspace: Workspace, rewards: TokenScorer, *, seed: int, folder: Path, kinds: Sequence[str] = KINDS
+) -> dict[str, Any]:
+    """Train policies on what a reward model says of the base model's samples, and judge them by the gold score.
+
+    DPO sees the best and the worst of each group of samples; GRPO draws as many samples itself. Both start from the
+    base model, on the training prompts; they are judged on the test prompts.
+
+    Args:
+        workspace: on the testbed, or with a judge in its profile; its base model is the policy to begin with.
+        rewards: scores tokens; the last one of a response is its score.
+        seed: of LoRA, data order and GRPO's samples.
+        folder: for logs.
+        kinds: of `KINDS`: "dpo", "grpo_outcome" (the score of the response), "grpo_tokens" (the rewards of all its
+            tokens, summed, each less the mean of the samples' token rewards, so that a constant counts nothing).
+
+    Returns:
+        by kind, and for the base model as "reference": see `_judged`, the training's `seconds`, and for "dpo" the
+        number of `pairs`, the share of them that the gold score confirms (`pairs_right`, equal ones left out) and
+        `left_out`.
+    """
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    train, test = workspace.prompts("train"), workspace.prompts("test")
+    policy = load_causal_lm(workspace.base_model).eval()
+    samples = training_samples(workspace)
+    scored = score_talks(tokenizer, rewards, _talks(train, samples))
+    level = float(np.mean(np.concatenate(scored)))
+
+    def outcome(talks: list[Conversation]) -> list[float]:
+        return [float(values[-1]) for values in score_talks(tokenizer, rewards, talks)]
+
+    def tokens(talks: list[Conversation]) -> list[float]:
+        return [float((values - level).sum()) for values in score_talks(tokenizer, rewards, talks)]
+
+    judge = partial(_judged, workspace, policy, test)
+    results = {"reference": judge(policy)}
+    lora = workspace.profile.reward_model
+    for kind in kinds:
+        begin = time.perf_counter()
+        if kind == "dpo":
+            groups = samples.assign(prompt=samples["prompt"] * GROUPS + samples["index"] // GROUP)
+            asked = [prompt for prompt in train for _ in range(GROUPS)]
+            pairs, left_out = pairs_from_samples(groups, [v[-1] for v in scored], asked, held_out=test)
+            about = {"pairs": len(pairs), "pairs_right": _pairs_right(workspace, pairs), "left_out": left_out}
+            options = replace(lora, learning_rate=DPO_RATE, epochs=DPO_EPOCHS)
+            trainer = train_dpo(
+                workspace.base_model, tokenizer, pairs, options, folder=folder / kind, seed=seed, beta=BETA
+            )
+        else:
+            about, reward = {}, {"grpo_outcome": outcome, "grpo_tokens": tokens}[kind]
+            options = replace(lora, learning_rate=GRPO_RATE, epochs=float(GROUPS), batch_size=GRPO_PROMPTS)
+            trainer = train_grpo(
+                workspace.base_model,
+                tokenizer,
+                train,
+                reward,
+                options,
+                folder=folder / kind,
+                seed=seed,
+                group=GROUP,
+                max_new_tokens=longest,
+            )
+        about["seconds"] = round(time.perf_counter() - begin, 2)
+        results[kind] = about | judge(trainer.model.merge_and_unload().eval())
+    return results
+
+
+def score_talks(
+    tokenizer: PreTrainedTokenizerBase, rewards: TokenScorer, talks: Sequence[Conversation]
+) -> list[np.ndarray]:
+    """Token rewards of conversations; of each the last one is its score."""
+    rows = tokenize_conversations(tokenizer, talks)
+    return rewards([row.input_ids for row in rows], [row.prompt_length for row in rows])
+
+
+def training_samples(workspace: Workspace) -> pd.DataFrame:
+    """Return the base model's samples of the training prompts; drawn once and kept in `runs/`."""
+    longest = workspace.profile.downstream.max_new_tokens
+    settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
+    key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
+    path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
+    policy = load_causal_lm(workspace.base_model).eval()
+    return sample(policy, workspace.tokenizer, workspace.prompts("train"), settings, path)
+
+
+def _talks(prompts: Sequence[Conversation], samples: pd.DataFrame) -> list[Conversation]:
+    return [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
+
+
+def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:
+    sides = [
+        workspace.judge([[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in pairs])
+        for side in ("chosen", "rejected")
+    ]
+    differences = sides[0] - sides[1]
+    unequal = [value > 0 for value in differences if value != 0]
+    return float(np.mean(unequal)) if unequal else float("nan")
+
+
+def _judged(
+    workspace: Workspace, reference: PreTrainedModel, prompts: Sequence[Conversation], policy: PreTrainedModel
+) -> dict[str, Any]:
+    """Judge a policy by the gold score.
+
+    By prompt: the gold score of its most probable response (`greedy`), mean gold score and tokens of eight samples
+    (`sampled`, `tokens`). And the samples' mean log-ratio to the reference, in nats a response (`kl`).
+    """
+    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    written = greedy(policy, tokenizer, prompts, max_new_tokens=longest)
+    settings = SamplingSettings(n=GROUP, max_new_tokens=longest, seed=2)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = sample(policy, tokenizer, prompts, settings, Path(folder) / "samples.jsonl")
+    talks = _talks(prompts, samples)
+    rows = tokenize_conversations(tokenizer, talks)
+    asked = [(row.input_ids, row.prompt_length) for row in rows]
+    ours, theirs = (model_scorer(model, tokenizer.pad_token_id)(asked) for model in (policy, reference))
+    gold = workspace.judge(talks).reshape(len(prompts), GROUP)
+    replies = [
+        [*prompt, {"role": "assistant", "content": response.text}]
+        for prompt, response in zip(prompts, written, strict=True)
+    ]
+    return {
+        "greedy": workspace.judge(replies).tolist(),
+        "sampled": gold.mean(1).tolist(),
+        "tokens": samples["tokens"].to_numpy().reshape(len(prompts), GROUP).mean(1).tolist(),
+        "kl": float(np.mean([(a - b).sum() for a, b in zip(ours, theirs, strict=True)])),
+    }

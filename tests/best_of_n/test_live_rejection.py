@@ -1,0 +1,105 @@
+"""Early rejection while sampling, against the replay on what is sampled without it."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from icrm_lib.best_of_n import Schedule, early_rejection, live_rejection, sample_with_early_rejection
+from icrm_lib.language_model.sampling import SamplingSettings, generation_config, prompt_ids, sample
+from icrm_lib.reward_model import RewardModel
+from icrm_lib.tokenization import tokenize_conversation
+
+
+@pytest.fixture(scope="module")
+def policy(base_model):
+    return AutoModelForCausalLM.from_pretrained(base_model).eval()
+
+
+@pytest.fixture(scope="module")
+def judge(base_model, tokenizer):
+    """A reward model with a head that differs from token to token."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    return RewardModel(model, tokenizer)
+
+
+@pytest.fixture
+def prompt(language):
+    return [{"role": "user", "content": language.prompts[3]}]
+
+
+SETTINGS = SamplingSettings(n=12, max_new_tokens=40)
+
+
+def test_without_cuts_the_live_run_is_the_best_of_the_plain_samples(policy, judge, tokenizer, prompt, tmp_path):
+    samples = sample(policy, tokenizer, [prompt], SETTINGS, tmp_path / "samples.jsonl")
+    scores = judge.score_prefixes(prompt, list(samples["response"]), list(samples["finished"]))
+    response, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, Schedule(()))
+    assert used.pick == scores.argmax() and response.text == samples["response"][used.pick]
+    assert used.tokens == samples["tokens"].sum()
+
+
+def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenizer, prompt, tmp_path):
+    # The live run reads text. A random policy also writes special tokens, which are no text: look for draws without.
+    for seed in range(50):
+        settings = replace(SETTINGS, n=6, max_new_tokens=12, seed=seed)
+        samples = sample(policy, tokenizer, [prompt], settings, tmp_path / f"{seed}.jsonl")
+        talks = [[*prompt, {"role": "assistant", "content": text}] for text in samples["response"]]
+        rows = [tokenize_conversation(tokenizer, talk) for talk in talks]
+        if all(len(r.input_ids) - r.prompt_length == 13 for r in rows) and not samples["finished"].any():
+            break
+    rewards = judge.token_scores([r.input_ids for r in rows], [r.prompt_length for r in rows])
+    rewards = [values[:12] for values in rewards]
+    # One survivor needs no further draw of its own noise: it is the same candidate, cut or not, up to the cut.
+    replayed = early_rejection(rewards, Schedule(((8, 1),)))
+    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 1),)))
+    assert live.pick == replayed.pick == int(np.argmax([values[7] for values in rewards]))
+    assert replayed.tokens == 5 * 8 + 12 and 6 * 8 <= live.tokens <= 5 * 8 + 12
+
+
+def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, prompt, monkeypatch):
+    # Up to the first cut candidates are drawn and differ; from there on they take the most probable token. Then each
+    # must have written what an uncached model writes behind the same beginning.
+    real, calls, kept = live_rejection._continue, [], []
+
+    def sharper(policy, tokenizer, start, sequences, running, tokens, settings, cache):
+        settings = replace(settings, temperature=1.0 if not calls else 1e-4)
+        calls.append(list(running))
+        found = real(policy, tokenizer, start, sequences, running, tokens, settings, cache)
+        kept.append([list(ids) for ids in sequences])
+        return found
+
+    monkeypatch.setattr(live_rejection, "_continue", sharper)
+    policy = copy.deepcopy(policy)
+    for name, value in policy.named_parameters():  # let what stands far back matter: an untrained model forgets it
+        value.data *= 30 if "v_proj" in name or "o_proj" in name else 1
+    settings = SamplingSettings(n=8, max_new_tokens=24)
+    sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 4), (14, 3))))
+    assert [len(running) for running in calls][0] == 8 and len(calls) == 3
+    assert len({tuple(kept[0][i]) for i in calls[1]}) > 1 and calls[1] != list(range(len(calls[1])))
+    start = torch.tensor([prompt_ids(tokenizer, prompt)])
+    for i in calls[2]:
+        begun = torch.tensor([kept[0][i]])
+        ids = torch.cat([start, begun], dim=1)
+        wanted = policy.generate(input_ids=ids, generation_config=generation_config(tokenizer, 24 - len(kept[0][i])))
+        wanted = wanted.sequences[0, start.shape[1] :].tolist()
+        assert kept[2][i] == wanted[: len(kept[2][i])] and len(kept[2][i]) > 14
+
+
+def test_what_was_generated_is_what_the_schedule_allows(policy, judge, tokenizer, prompt):
+    schedule = Schedule(((6, 5), (12, 2)))
+    response, used = sample_with_early_rejection(policy, tokenizer, judge, prompt, SETTINGS, schedule)
+    assert used.tokens <= 7 * 6 + 3 * 12 + 2 * 40
+    assert response.tokens <= 40 and (response.finished or response.tokens == 40)
+
+
+def test_a_prefix_has_the_reward_of_its_last_token(judge, language, prompt):
+    text = language.sample_responses(prompt[0]["content"], 1, np.random.default_rng(0))[0]
+    tokens = judge.token_rewards([*prompt, {"role": "assistant", "content": text}])
+    cut = text[: tokens[9].end]
+    got = judge.score_prefixes(prompt, [cut, text], [False, True])
+    np.testing.assert_allclose(got, [tokens[9].reward, tokens[-1].reward], atol=1e-5)
