@@ -18,6 +18,13 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 FIGURE = re.compile(r"<Figure( size [^>]*)?>")  # the text form of a picture says nothing about it
 
+# Where several processes share the files, each takes the next one in order. 03 makes the language model and the
+# generator, 04 the reward models that 05 to 09 use; with tests in between nobody waits for what another is making.
+EARLY = (
+    *("notebooks/03", "tests/training", "tests/policy", "notebooks/04", "tests/lab"),
+    *("notebooks/07", "notebooks/06", "notebooks/05", "notebooks/09"),
+)
+
 CELL = "nbval cell"  # notebook, whether there is something to compare, whether it has output
 
 
@@ -42,10 +49,11 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # As a property it reaches the summary from the processes of pytest-xdist, too.
     if not nbval_is_on(config):
         return
+    items.sort(key=lambda item: [not item.nodeid.startswith(start) for start in EARLY])
     for item in items:
+        # As a property it reaches the summary from the processes of pytest-xdist, too.
         if hasattr(item, "cell_num"):
             content = item.options["check"] and has_content(item.cell.outputs, item.parent.skip_compare)
             item.user_properties.append((CELL, [item.path.stem, content, bool(item.cell.outputs)]))

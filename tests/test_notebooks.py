@@ -104,12 +104,21 @@ def parameters_are_commented_literals(notebook):
 
 
 @rule
-def parameters_have_the_default_profile_and_seed(notebook):
-    body = ast.parse(notebook.cells[1].source).body
-    lines = {ast.unparse(statement) for statement in body}
-    for wanted in ("PROFILE = 'smoke'", "SEED = 0"):
-        if wanted not in lines:
-            yield f"the parameters lack `{wanted}`"
+def parameters_have_the_default_profile(notebook):
+    if "PROFILE = 'smoke'" not in map(ast.unparse, ast.parse(notebook.cells[1].source).body):
+        yield "the parameters lack `PROFILE = 'smoke'`"
+
+
+@rule
+def a_seed_is_zero_and_used(notebook):
+    lines = [line for line in map(ast.unparse, ast.parse(notebook.cells[1].source).body) if line.startswith("SEED ")]
+    if lines and lines != ["SEED = 0"]:
+        yield f"the default is `SEED = 0`, not `{lines[0]}`"
+    names = {
+        node.id for cell in code_cells(notebook)[1:] for node in ast.walk(parsed(cell)) if isinstance(node, ast.Name)
+    }
+    if lines and "SEED" not in names:
+        yield "no cell uses SEED; remove it from the parameters"
 
 
 @rule
@@ -254,7 +263,7 @@ def good_notebook() -> NotebookNode:
                 metadata={"tags": ["parameters"]},
                 execution_count=1,
             ),
-            new_code_cell("start(PROFILE)", metadata={"tags": ["nbval-ignore-output"]}, execution_count=2),
+            new_code_cell("start(PROFILE, SEED)", metadata={"tags": ["nbval-ignore-output"]}, execution_count=2),
             new_code_cell("%precision 3\nprint('ok runs/home/x')", execution_count=3, outputs=[ok]),
             new_markdown_cell("You saw it; see https://example.org/home/x."),
         ],
@@ -287,11 +296,10 @@ FAULTS = [
     ("parameters_are_commented_literals", lambda n: n.cells[1].update(source="SEED = 0")),
     ("parameters_are_commented_literals", lambda n: n.cells[1].update(source="NAME = '# no comment'")),
     ("parameters_are_commented_literals", lambda n: n.cells[1].update(source="X = [\n    1]  # two lines")),
-    ("parameters_have_the_default_profile_and_seed", lambda n: n.cells[1].update(source="SEED = 0  # seed")),
-    (
-        "parameters_have_the_default_profile_and_seed",
-        lambda n: n.cells[1].update(source='PROFILE = "lab"  # size\nSEED = 0  # seed'),
-    ),
+    ("parameters_have_the_default_profile", lambda n: n.cells[1].update(source="SEED = 0  # seed")),
+    ("parameters_have_the_default_profile", lambda n: n.cells[1].update(source='PROFILE = "lab"  # size')),
+    ("a_seed_is_zero_and_used", lambda n: n.cells[1].update(source="SEED = 1  # seed")),
+    ("a_seed_is_zero_and_used", lambda n: n.cells[2].update(source="start(PROFILE)  # SEED")),
     ("parameters_cell_prints_nothing", lambda n: n.cells[1].update(outputs=n.cells[3].outputs)),
     ("start_cell_is_not_compared", lambda n: n.cells[2].metadata.update(tags=[])),
     ("cells_are_short", lambda n: append_code(n, "x = 1\n" * 16)),
