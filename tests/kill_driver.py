@@ -24,7 +24,7 @@ from tiny import micro  # noqa: E402
 from icrm_lib import records  # noqa: E402
 from icrm_lib.generator import cache as generator  # noqa: E402
 from icrm_lib.lab import grid as experiments  # noqa: E402
-from icrm_lib.lab import workspace  # noqa: E402
+from icrm_lib.lab.artefacts import made_with  # noqa: E402
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
 from icrm_lib.language_model import checkpoints  # noqa: E402
 from icrm_lib.language_model.causal import small_llama  # noqa: E402
@@ -111,8 +111,8 @@ def check_wholeness(folder: Path) -> None:
 def main() -> None:
     job, folder, wanted = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     random.seed(0)
-    for noun in workspace.MAKERS:
-        workspace.made_with(noun)  # remembered by the children: the code may be edited while they run
+    for noun in ("data", "base_model", "generator", "workspace"):
+        made_with(f"icrm_lib.lab.{noun}")  # remembered by the children: the code may be edited while they run
     begin = time.perf_counter()
     finish(job, folder / "reference")
     seconds = time.perf_counter() - begin

@@ -10,7 +10,8 @@ from tiny import FAMILIES, TEXTS, micro, save_tiny
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from icrm_lib import runtime
-from icrm_lib.lab.workspace import SPLITS, Workspace
+from icrm_lib.lab.data import SPLITS
+from icrm_lib.lab.workspace import Workspace
 from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.tokenization import tokenize_conversation
 from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer

@@ -1,0 +1,213 @@
+"""A profile's preference pairs: read or generated, split by prompt, tokenised."""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, disable_caching, enable_caching, load_from_disk
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from icrm_lib import records, runtime
+from icrm_lib.generator import model_fingerprint
+from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
+from icrm_lib.language_model.causal import scratch_tokenizer
+from icrm_lib.language_model.loading import NO_CODE
+from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
+from icrm_lib.preferences.paper import RECIPES, load_recipe, read_reports, recipe_key, sampler, write_reports
+from icrm_lib.profiles import Profile
+from icrm_lib.testbed import Language
+from icrm_lib.tokenization import Conversation, prepare_tokenizer
+
+SPLITS = ("train", "validation", "test")
+FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
+LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
+
+
+class Data:
+    """The pairs of one profile, seed and data source, and their tokenizer.
+
+    Args:
+        profile: read are `data`, and what the tokenizer and sampled pairs depend on.
+        seed: of the pairs and the splits.
+        artefacts: where what is made lies.
+        strict: refuse a file at its first bad row instead of leaving the row out.
+
+    Attributes:
+        reports: what loading and tokenising refused, in order; filled as the stages run.
+    """
+
+    def __init__(self, profile: Profile, seed: int, artefacts: Artefacts, *, strict: bool = False):
+        self.profile, self.seed, self.artefacts, self.strict = profile, seed, artefacts, strict
+        self.reports: list[Report] = []
+
+    @property
+    def on_testbed(self) -> bool:
+        return self.profile.data.preferences == "testbed"
+
+    @cached_property
+    def language(self) -> Language:
+        return Language(**asdict(self.profile.language))
+
+    @cached_property
+    def pairs(self) -> dict[str, Dataset]:
+        data = self.profile.data
+        limits = (data.train_pairs, data.validation_pairs, data.test_pairs)
+        if self.on_testbed:
+            return self._testbed_pairs(limits)
+        if data.preferences in RECIPES:
+            _, parts, reports = self._recipe
+            parts = [parts[split] for split in SPLITS]  # in the paper's order
+        else:
+            parts, reports = self._own_file()
+        self.reports.extend(reports)
+        capped = (part.select(range(min(limit, len(part)))) for part, limit in zip(parts, limits, strict=True))
+        return dict(zip(SPLITS, capped, strict=True))
+
+    def _testbed_pairs(self, sizes: tuple[int, ...]) -> dict[str, Dataset]:
+        def make(folder: Path) -> None:
+            prompts = self.language.split_prompts()
+            for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
+                rng = np.random.default_rng([self.seed, index])
+                rows = self.language.preference_pairs(size, rng, prompts=prompts[index])
+                lines = (json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) for row in rows)
+                (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+        key = {"language": self.language.config(), "sizes": list(sizes), "seed": self.seed}
+        folder = self.artefacts.get("pairs", key, make)
+        loaded = [load_preferences(folder / f"{split}.jsonl") for split in SPLITS]
+        self.reports.extend(report for _, report in loaded)
+        return dict(zip(SPLITS, (dataset for dataset, _ in loaded), strict=True))
+
+    def _own_file(self) -> tuple[list[Dataset], list[Report]]:
+        name = self.profile.data.preferences
+        dataset, report = load_preferences(runtime.resolve_path(name) if is_file(name) else name, strict=self.strict)
+        prompts = len(set(dataset["prompt_id"]))
+        if prompts < LEAST_PROMPTS:
+            raise ValueError(
+                f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
+                f"{LEAST_PROMPTS} are needed: add rows with other prompts"
+            )
+        parts = split_by_prompt(dataset, FRACTIONS, self.seed)
+        return [part.shuffle(seed=self.seed) for part in parts], [report]
+
+    @cached_property
+    def _recipe(self) -> tuple[Path, dict[str, Dataset], list[Report]]:
+        """The data of a recipe of `preferences.paper`: their folder, the splits and the reports."""
+        data, draw = self.profile.data, None
+        key = recipe_key(data.preferences, data)
+        if data.preferences == "prm800k":
+            drawn, draw = self._sampled()
+            key |= drawn
+
+        def make(folder: Path) -> None:
+            load_recipe(data.preferences, data, folder, draw=draw, seed=self.seed)
+
+        folder = self.artefacts.get("pairs", key, make)
+        return folder, *load_recipe(data.preferences, data, folder, draw=draw, seed=self.seed)
+
+    def _sampled(self) -> tuple[dict[str, Any], Any]:
+        """What sampled pairs depend on, and what samples them."""
+        kind, base_model = self.profile.generator.kind, self.profile.base_model.name
+        if kind != "base" or base_model == "scratch":
+            raise ValueError(
+                f"prm800k is sampled by the generator, so generator kind {kind!r} and base model {base_model!r} cannot "
+                "be trained on it first; set kind to 'base' and the base model to a local directory or a hub id"
+            )
+        tokenizer = self.tokenizer  # before the fingerprint: it fixes a hub model's commit
+        generator = self.named_generator() or model_path(base_model)
+        drawn = {"samples": asdict(self.profile.samples), "seed": self.seed}
+        drawn |= {"generator": model_fingerprint(generator)}
+        # outside the artefact: it outlives a killed run
+        path = self.artefacts.path("samples", drawn).with_suffix(".jsonl")
+        return drawn, sampler(generator, tokenizer, self.profile.samples, path, seed=self.seed)
+
+    def named_generator(self) -> str:
+        """Return the path of the model that the profile names as generator, "" where it names none.
+
+        Raises:
+            ValueError: its vocabulary is not the base model's.
+        """
+        name = self.profile.generator.model
+        if not name:
+            return ""
+        path = model_path(name)
+        # Its probabilities are read for the reward model's token ids. Rows beyond the vocabulary do not matter.
+        if AutoTokenizer.from_pretrained(path, **NO_CODE).get_vocab() != self.tokenizer.get_vocab():
+            raise ValueError(
+                f"the generator {name!r} has another vocabulary than the base model {self.profile.base_model.name!r}; "
+                "its probabilities are of other tokens: name a model of one family"
+            )
+        return path
+
+    def training_texts(self) -> list[str]:
+        """Return all texts of the training split: a tokenizer must not have seen the test texts."""
+        train = self.pairs["train"]
+        prompts = [message["content"] for prompt in train["prompt"] for message in prompt]
+        return [*prompts, *train["chosen"], *train["rejected"]]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        settings = self.profile.base_model
+        if settings.name == "testbed":
+            return prepare_tokenizer(self.language.tokenizer)
+        if settings.name != "scratch":
+            return prepare_tokenizer(AutoTokenizer.from_pretrained(model_path(settings.name), **NO_CODE))
+
+        def make(folder: Path) -> None:
+            scratch_tokenizer(self.training_texts(), settings.vocabulary).save_pretrained(str(folder))
+
+        key = {"texts": records.fingerprint(self.training_texts()), "vocabulary": settings.vocabulary}
+        folder = self.artefacts.get("tokenizer", key, make)
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(folder, **NO_CODE))
+
+    @cached_property
+    def tokenized(self) -> dict[str, Dataset]:
+        if self.profile.data.preferences in RECIPES:
+            return self._tokenized_recipe()
+        result = {}
+        for split, rows in self.pairs.items():
+            result[split], report = tokenize_pairs(rows, self.tokenizer, max_length=self.profile.data.max_length)
+            self.reports.append(report)
+        return result
+
+    def _tokenized_recipe(self) -> dict[str, Dataset]:
+        """The same for data too large for memory, in files that are checked; those that `datasets` keeps are not."""
+        pairs, length = self.pairs, self.profile.data.max_length
+        key = {"pairs": self._recipe[0].name, "rows": {split: len(rows) for split, rows in pairs.items()}}
+        key |= {"max_length": length, "template": self.tokenizer.get_chat_template()}
+        key |= {"tokenizer": records.fingerprint(self.tokenizer.backend_tokenizer.to_str())}
+
+        def make(folder: Path) -> None:
+            disable_caching()
+            try:
+                done = {split: tokenize_pairs(rows, self.tokenizer, max_length=length) for split, rows in pairs.items()}
+            finally:
+                enable_caching()
+            for split, (rows, _) in done.items():
+                rows.save_to_disk(str(folder / split))
+            write_reports(folder, [report for _, report in done.values()])
+
+        folder = self.artefacts.get("tokenized", key, make)
+        self.reports.extend(read_reports(folder))
+        return {split: load_from_disk(str(folder / split)) for split in SPLITS}
+
+    def conversations(self, split: str) -> dict[str, list]:
+        kept = set(self.tokenized[split]["line"])
+        rows = [row for row in self.pairs[split] if row["line"] in kept]
+        sides = {
+            side: [[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in rows]
+            for side in ("chosen", "rejected")
+        }
+        return {**sides, "prompt_id": [row["prompt_id"] for row in rows]}
+
+    def prompts(self, split: str) -> list[Conversation]:
+        most = self.profile.downstream.prompts or None
+        if self.on_testbed:
+            texts = self.language.split_prompts()[SPLITS.index(split)]
+            return [[{"role": "user", "content": text}] for text in texts][:most]
+        pairs = self.pairs[split]
+        first = {prompt_id: row for row, prompt_id in reversed(list(enumerate(pairs["prompt_id"][:])))}
+        return pairs.select(sorted(first.values())[:most])["prompt"][:]

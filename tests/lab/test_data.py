@@ -1,0 +1,96 @@
+"""Pairs, splits and tokens: of the testbed, and of one's own file."""
+
+from collections import Counter
+from dataclasses import replace
+
+from folders import folders, nouns
+from tiny import micro
+
+from icrm_lib.lab import data
+from icrm_lib.lab.data import SPLITS
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.profiles import LanguageSettings
+
+MICRO = micro()
+
+
+def test_testbed_pairs_have_the_asked_sizes_and_share_no_prompt(made):
+    pairs = Workspace(MICRO, folder=made).pairs
+    assert {split: len(data) for split, data in pairs.items()} == {"train": 24, "validation": 6, "test": 8}
+    prompts = [set(dataset["prompt_id"]) for dataset in pairs.values()]
+    assert all(not a & b for i, a in enumerate(prompts) for b in prompts[:i])
+
+
+def test_testbed_pairs_follow_the_seed(tmp_path):
+    texts = {}
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pairs = Workspace(MICRO, seed=seed, folder=tmp_path / run).pairs
+        texts[run] = {split: [*pairs[split]["chosen"], *pairs[split]["rejected"]] for split in SPLITS}
+    assert texts["a"] == texts["b"]
+    assert all(texts["a"][split] != texts["c"][split] for split in SPLITS)
+
+
+def test_the_language_is_the_profiles():
+    ws = Workspace(replace(MICRO, language=LanguageSettings(seed=3, persistence=0.5, subword=True)))
+    assert (ws.language.seed, ws.language.persistence, ws.language.subword) == (3, 0.5, True)
+
+
+def test_own_file_is_split_by_prompt_and_capped(own, own_file):
+    assert {split: len(data) for split, data in own.pairs.items()} == {
+        "train": 24,
+        "validation": 6,
+        "test": 8,
+    }
+    prompts = [set(data["prompt_id"]) for data in own.pairs.values()]
+    assert all(not a & b for i, a in enumerate(prompts) for b in prompts[:i])
+    source = {"preferences": own_file, "base_model": "scratch", "folder": own.folder}
+    wide = Workspace(micro(data={"train_pairs": 999}), **source)
+    assert len(wide.pairs["train"]) == 2 * round(0.7 * 36)  # at most: all there are
+    everything = micro(data={"test_pairs": 999})
+    test = [set(Workspace(everything, seed=seed, **source).pairs["test"]["prompt_id"]) for seed in (0, 1)]
+    assert prompts[2] <= test[0] != test[1] and len(test[0]) == len(test[1])
+
+
+def test_every_refused_row_is_reported_and_the_others_stay_aligned(own, own_file, tmp_path):
+    responses = [len(row["chosen_ids"]) - row["prompt_length"] for row in own.tokenized["test"]]
+    assert min(responses) < max(responses)
+    profile = micro(data={"max_length": max(responses)})  # no room for a prompt before the longest
+    ws = Workspace(profile, preferences=own_file, base_model=own.base_model, folder=tmp_path)
+    assert ws.pairs and [refusal.line for refusal in ws.reports[0].refusals] == [4, 10, 75]
+    assert ws.reports[0].kept == 72
+    assert ws.tokenized and len(ws.reports) == 1 + len(SPLITS)
+    for split, report in zip(SPLITS, ws.reports[1:], strict=True):
+        assert report.kept == len(ws.tokenized[split]) == len(ws.pairs[split]) - report.refused
+        refused = {refusal.line for refusal in report.refusals}
+        assert refused.isdisjoint(ws.tokenized[split]["line"]) and refused <= set(ws.pairs[split]["line"])
+    assert ws.reports[-1].refused > 0
+    talks = ws.conversations("test")
+    assert talks["prompt_id"] == list(ws.tokenized["test"]["prompt_id"])
+    for side in ("chosen", "rejected"):
+        for talk, ids in zip(talks[side], ws.tokenized["test"][f"{side}_ids"], strict=True):
+            assert ws.tokenizer.decode(ids, skip_special_tokens=True).endswith(talk[-1]["content"])
+
+
+def test_the_scratch_tokenizer_sees_training_texts_only(own, own_file, monkeypatch, tmp_path):
+    train = own.pairs["train"]
+    texts = [message["content"] for prompt in train["prompt"] for message in prompt]
+    want = Counter([*texts, *train["chosen"], *train["rejected"]])
+    assert Counter(own._data.training_texts()) == want
+    seen, scratch_tokenizer = [], data.scratch_tokenizer
+
+    def note(given, vocabulary):
+        seen.extend(given)
+        return scratch_tokenizer(given, vocabulary)
+
+    monkeypatch.setattr(data, "scratch_tokenizer", note)
+    assert Workspace(MICRO, preferences=own_file, base_model="scratch", folder=tmp_path).base_model
+    assert Counter(seen) == want
+    held_out = {text for split in ("validation", "test") for text in own.pairs[split]["chosen"]}
+    assert held_out and not held_out & set(seen)
+
+
+def test_looking_at_tokenised_pairs_trains_no_model(own, own_file, calls, tmp_path):
+    assert Workspace(MICRO, folder=tmp_path / "testbed").tokenized
+    ws = Workspace(MICRO, preferences=own_file, base_model="scratch", folder=tmp_path / "own")
+    assert ws.tokenized["train"]["chosen_ids"][:] == own.tokenized["train"]["chosen_ids"][:]
+    assert not calls and nouns(folders(ws.folder)) == {"tokenizer"}
