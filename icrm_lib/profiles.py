@@ -32,12 +32,12 @@ class LanguageSettings:
 class DataSettings:
     """Preference pairs and how they are tokenised and split (always by prompt)."""
 
-    preferences: str = "testbed"  # "testbed", a JSONL/JSON/Parquet path, a hub id, or a name of `paper_data.RECIPES`
+    preferences: str = "testbed"  # "testbed", a JSONL/JSON/Parquet path, a hub id, or a name of `paper.RECIPES`
     train_pairs: int = 400  # at most; testbed: exactly
     validation_pairs: int = 200
     test_pairs: int = 500
     max_length: int = 1024  # tokens
-    files: str = ""  # recipes of `paper_data` only: folder with the downloaded files, instead of the hub
+    files: str = ""  # recipes of `preferences.paper` only: folder with the downloaded files, instead of the hub
     stride: int = 1  # recipes only: every n-th row of Unified-Feedback
     expected_tokens: int = 0  # of a pair, prompt counted twice; what `make plan` reckons with until the data are there
 

@@ -8,7 +8,6 @@ Use:
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +18,9 @@ from typing import Any, NoReturn
 import huggingface_hub
 import numpy as np
 import pandas as pd
-import pyarrow
-import pyarrow.parquet
 
 from icrm_lib.profiles import nearest
+from icrm_lib.rows import BadRow, file_rows
 from icrm_lib.tokenization import Conversation
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -466,37 +464,9 @@ def _commit(folder: Path, file: Path) -> str | None:
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield the rows of a file with their numbers (lines of a file with one object a line), both from 1."""
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"cannot read {path.name!r}: {path.suffix!r} is none of {', '.join(SUFFIXES)}; convert it")
-    raw = path.read_bytes()
-    if raw.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path.name} is a Git LFS pointer, not the data; run `git lfs pull`, or use `hf download`")
-    if path.suffix == ".parquet":
-        try:
-            yield from enumerate(pyarrow.parquet.read_table(pyarrow.BufferReader(raw)).to_pylist(), 1)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path.name} is no whole Parquet file: {error}; download it again") from error
-        return
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8: {error}; save it as UTF-8") from error
-    if text.lstrip().startswith("["):
-        rows = enumerate(_parse(text, path.name, 1), 1)
-    else:  # lines end at "\n" only: U+2028 and others are ordinary characters inside a JSON string
-        lines = ((line, raw) for line, raw in enumerate(text.split("\n"), 1) if raw.strip())
-        rows = ((line, _parse(raw, path.name, line)) for line, raw in lines)
-    for line, row in rows:
+    for line, row in file_rows(path):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path.name}:{line}: {row}") from row
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}:{line}: the row is {_type(row)}; write each row as one JSON object")
         yield line, row
-
-
-def _parse(text: str, file: str, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{file}:{line + error.lineno - 1}"
-        raise ValueError(f"{place}: no JSON ({error}); give an array of objects, or one object a line") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}:{line}: thousands of digits or of brackets; {_DAMAGED}") from error

@@ -1,6 +1,5 @@
 """Outcomes of picks: won or lost under a judge, right or wrong where the answer is known."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 
 from icrm_lib.best_of_n.expectation import pick_weights
 from icrm_lib.measures.pairs import Estimate
+from icrm_lib.rows import BadRow, file_rows
 
 
 def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -> dict[str, Estimate]:
@@ -57,11 +57,10 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
         ValueError: no usable row.
     """
     rows, refused = [], []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in file_rows(path):
         try:
-            row = json.loads(line)
+            if isinstance(row, BadRow):
+                raise row
             prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
             if not isinstance(prompt, str) or not isinstance(responses, list) or not isinstance(correct, list):
                 raise ValueError("needs a text prompt and lists of responses and outcomes")

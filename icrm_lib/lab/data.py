@@ -15,13 +15,13 @@ from icrm_lib.generator import model_fingerprint
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
 from icrm_lib.language_model.causal import scratch_tokenizer
 from icrm_lib.language_model.loading import NO_CODE
-from icrm_lib.preferences import Report, load_preferences, split_by_prompt, tokenize_pairs
-from icrm_lib.preferences.paper import RECIPES, load_recipe, read_reports, recipe_key, sampler, write_reports
+from icrm_lib.language_model.solutions import sampler
+from icrm_lib.preferences import Report, load_preferences, read_reports, split_by_prompt, tokenize_pairs, write_reports
+from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation, prepare_tokenizer
 
-SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
 LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
 

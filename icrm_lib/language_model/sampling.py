@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
+from icrm_lib.rows import BadRow, json_lines
 from icrm_lib.tokenization import Conversation, closing_token_ids
 
 logger = logging.getLogger(__name__)
@@ -141,9 +142,10 @@ def _read_samples(path: Path, key: dict[str, Any]) -> dict[str, list[Response]]:
         with open(path, "r+b") as file:
             file.truncate(len(whole))
     found: dict[str, list[Response]] = {}
-    for number, line in enumerate(whole.splitlines(), 1):  # bytes: no break at U+2028 in a response
+    for number, values in json_lines(whole.split(b"\n")):
         try:
-            values = json.loads(line)
+            if isinstance(values, BadRow):
+                raise values
             if number == 1:
                 _check_settings(path, values["settings"], key)
                 continue

@@ -14,17 +14,11 @@ from tiny import LORA, TEXTS, save_tiny
 from transformers import AutoTokenizer
 
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.preferences import LABEL_KEYS, collect_preferences, load_preferences, tokenize_pairs
-from icrm_lib.preferences import paper as paper_data
-from icrm_lib.preferences.paper import (
-    SPLITS,
-    boxed_answer,
-    load_recipe,
-    normal_steps,
-    recipe_key,
-    right_solutions,
-    sampler,
-)
+from icrm_lib.language_model.solutions import sampler
+from icrm_lib.preferences import LABEL_KEYS, load_preferences, tokenize_pairs
+from icrm_lib.preferences.collection import collect_preferences
+from icrm_lib.preferences.paper import SPLITS, load_recipe, prm800k, recipe_key, sources, splits
+from icrm_lib.preferences.paper.prm800k import boxed_answer, normal_steps, right_solutions
 from icrm_lib.profiles import BaseModelSettings, DataSettings, GeneratorSettings, Profile, RewardModelSettings
 from icrm_lib.profiles import SampleSettings as Samples
 from icrm_lib.tokenization import prepare_tokenizer
@@ -205,7 +199,7 @@ def test_every_tenth_pair_of_skywork_is_the_test(unified, tmp_path):
 
 def test_what_was_made_is_opened_and_memory_mapped(unified, tmp_path, monkeypatch):
     first, reports = load("unified-feedback", unified, tmp_path / "made", stride=2)
-    monkeypatch.setattr(paper_data, "_rows", None)
+    monkeypatch.setattr(splits, "published_rows", None)
     again, same = load("unified-feedback", unified, tmp_path / "made", stride=2)
     assert same == reports and len(same) == 3
     for split in SPLITS:
@@ -231,7 +225,7 @@ def test_missing_files_say_what_to_download(tmp_path):
 
 
 def test_the_hub_is_streamed_and_without_it_the_error_says_what_to_download(unified, tmp_path, monkeypatch):
-    asked, real = [], paper_data.datasets.load_dataset
+    asked, real = [], sources.datasets.load_dataset
 
     def local(name, config=None, *, split, streaming, **options):
         asked.append((name, config, split, streaming, options))
@@ -239,7 +233,7 @@ def test_the_hub_is_streamed_and_without_it_the_error_says_what_to_download(unif
             raise OSError("no route")
         return iter(TRAIN)
 
-    monkeypatch.setattr(paper_data.datasets, "load_dataset", local)
+    monkeypatch.setattr(sources.datasets, "load_dataset", local)
     with pytest.raises(ConnectionError, match="'val': no route; where there is a network, run `hf download"):
         load("unified-feedback", "", tmp_path / "made")
     assert asked == [("llm-blender/Unified-Feedback", "all", split, True, {}) for split in ("train", "val")]
@@ -248,7 +242,7 @@ def test_the_hub_is_streamed_and_without_it_the_error_says_what_to_download(unif
         files = str(unified / UNIFIED / config / f"{split}-*.parquet")
         return real("parquet", data_files={split: files}, split=split, streaming=streaming)
 
-    monkeypatch.setattr(paper_data.datasets, "load_dataset", parquet)
+    monkeypatch.setattr(sources.datasets, "load_dataset", parquet)
     streamed, _ = load("unified-feedback", "", tmp_path / "hub", stride=2)
     from_files, _ = load("unified-feedback", unified, tmp_path / "files", stride=2)
     assert all(streamed[split][:] == from_files[split][:] for split in SPLITS)
@@ -259,8 +253,8 @@ def test_lines_outside_the_hub_are_read_from_their_address(problems, tmp_path, m
         file.write(json.dumps(question(40, "one\u2028line"), ensure_ascii=False) + '\n{"question"\n')
     from_files, reports = load("prm800k", problems, tmp_path / "files", draw=solve)
     address = str(problems / "prm800k" / "phase2_train.jsonl")
-    source = replace(paper_data.PRM800K, url=address)
-    monkeypatch.setattr(paper_data, "PRM800K", source)
+    source = replace(prm800k.PRM800K, url=address)
+    monkeypatch.setattr(prm800k, "PRM800K", source)
     streamed, same = load("prm800k", "", tmp_path / "streamed", draw=solve)
     assert all(streamed[split][:] == from_files[split][:] for split in SPLITS)
     assert [(r.line, r.reason) for r in same[0].refusals] == [(r.line, r.reason) for r in reports[0].refusals]
@@ -441,10 +435,10 @@ def test_carried_numbers_must_be_there_and_known_prompts_stay_out():
 PEAK = """
 import re, sys
 from pathlib import Path
-from icrm_lib.preferences import paper as paper_data
+from icrm_lib.preferences.paper import load_recipe
 from icrm_lib.profiles import DataSettings
 for files in sys.argv[1:]:
-    pairs, _ = paper_data.load_recipe("unified-feedback", DataSettings(files=files), files + "/made")
+    pairs, _ = load_recipe("unified-feedback", DataSettings(files=files), files + "/made")
     print(len(pairs["train"]), re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
 """
 

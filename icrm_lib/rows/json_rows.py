@@ -1,79 +1,25 @@
-"""Rows of JSON Lines, JSON and Parquet files, each with its line; what cannot be read is the fault of a row or of the
-file."""
+"""Rows of JSON, a line each or in one array; a text that is no JSON is a fault of its row."""
 
 import gzip
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+from icrm_lib.rows.bad_row import BadRow, shown
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"  # what JSON calls white space
 _GAP = re.compile(f"[{_SPACE}]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" marks a byte
 _CUT = "the rows from here on are not read"
-# Files that are not what their name says: the first bytes, what they are, the ending they should have, the remedy.
-_KINDS = (
-    (b"\x1f\x8b", "compressed by gzip", ".gz", "add .gz to its name"),
-    (b"PAR1", "a Parquet file", ".parquet", "name it .parquet"),
-    (b"PK\x03\x04", "a zip archive", "", "unpack it"),
-    (b"version https://git-lfs", "a Git LFS pointer and not the data", "", "run `git lfs pull`"),
-)
 
 
-class BadRow(ValueError):
-    """A fault of one row: the reason in words that are the same for all rows with this fault, and the remedy."""
-
-    def __init__(self, reason: str, remedy: str):
-        super().__init__(f"{reason}; {remedy}")
-        self.reason, self.remedy = reason, remedy
-
-
-def file_rows(path: str | Path, name: str | None = None) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row) of a file, whatever its keys are; a row that cannot be read comes as the `BadRow` that it is.
-
-    An array whose syntax breaks off gives the rows before, and a `BadRow` at that place.
-
-    Args:
-        path: a file with one of the endings `ENDINGS`. Lines and rows of an array or table count from 1.
-        name: for messages; the file's name when None.
-
-    Raises:
-        ValueError: another ending, or a file that is as a whole not what its name says: UTF-16, a Parquet file called
-            .jsonl, a Git LFS pointer, a damaged gzip or Parquet file (whose checksums say that no row can be trusted).
-    """
-    path = Path(path)
-    name = name or path.name
-    if ending(path) not in ENDINGS:
-        raise ValueError(f"cannot read {name!r}: {ending(path)!r} is none of {', '.join(ENDINGS)}; convert the file")
-    with open(path, "rb") as file:
-        head = file.read(64)
-    for start, kind, right, remedy in _KINDS:
-        if head.startswith(start) and path.suffix != right:
-            raise ValueError(f"{name} is {kind}; {remedy}")
-    return _READERS[ending(path)](path, name)
-
-
-def ending(path: Path) -> str:
-    """Return the suffix of a file, with the one before .gz."""
-    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-
-
-def shown(key: str) -> str:
-    """Return a key as a message can show it: printable and short."""
-    return repr(key)[1:-1][:40]
-
-
-# JSON -----------------------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+def read_json(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of a file of lines, or (number, row) of one array; both count from 1."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             start = file.peek(64)[:64]
@@ -81,7 +27,7 @@ def _read_json(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             if start.removeprefix(_BOM).lstrip().startswith(b"["):
                 yield from _bracketed(file.read(), ".json" in path.suffixes)
             else:
-                yield from _lines(file)
+                yield from json_lines(file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
             f"{name} is no whole gzip file: {error}; copy or compress it again, or drop .gz if it is plain"
@@ -97,8 +43,13 @@ def _check_encoding(start: bytes, name: str) -> None:
         raise ValueError(f"{name} is {encoding}, not UTF-8; convert it, for example with iconv -f {encoding} -t UTF-8")
 
 
-def _lines(lines: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
-    # Lines end at b"\n" and nowhere else: U+2028, U+0085 and others are ordinary characters inside a JSON string.
+def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Yield (line from 1, row) of JSON lines, blank ones left out; a bad one as the `BadRow` that it is.
+
+    Args:
+        lines: an open binary file, or bytes split at line feeds: U+2028, U+0085 and others are ordinary characters
+            inside a JSON string and end no line.
+    """
     for line, raw in enumerate(lines, 1):
         if raw.removeprefix(_BOM).strip():
             yield line, _parse(raw)
@@ -109,7 +60,7 @@ def _bracketed(raw: bytes, is_json: bool) -> Iterator[tuple[int, Any]]:
     first, _, others = raw.removeprefix(_BOM).lstrip().partition(b"\n")
     alone = bool(others.strip()) and not isinstance(_parse(first), BadRow)
     if alone or not (is_json or _is_json(raw)):
-        yield from _lines(iter(raw.split(b"\n")))
+        yield from json_lines(raw.split(b"\n"))
     else:
         yield from enumerate(_elements(raw.removeprefix(_BOM).decode("utf-8", "surrogateescape")), 1)
 
@@ -187,45 +138,3 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-# Parquet --------------------------------------------------------------------------------------------------
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if twice := sorted({column for column in names if names.count(column) > 1}):
-                raise ValueError(f"{name} has two columns {twice[0]!r}; write the file again with one of them")
-            rows = (row for batch in file.iter_batches(batch_size=1024) for row in _batch_rows(batch))
-            yield from enumerate(rows, 1)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{name} is no whole Parquet file: {error}; download or write it again") from error
-
-
-def _batch_rows(batch: pyarrow.RecordBatch) -> list[Any]:
-    try:
-        return batch.to_pylist()
-    except (ValueError, OverflowError):  # of one of its rows; find out which
-        return [_batch_row(batch.slice(i, 1)) for i in range(len(batch))]
-
-
-def _batch_row(row: pyarrow.RecordBatch) -> Any:
-    try:
-        return row.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        return BadRow("not UTF-8", f"{byte} of a text; write the file again, with texts in UTF-8")
-    except (ValueError, OverflowError) as error:  # a date of the year 300,000, say
-        return BadRow("unreadable value", f"{error}; mend or drop its column")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".jsonl.gz": _read_json,
-    ".json.gz": _read_json,
-    ".parquet": _read_parquet,
-}
-ENDINGS = tuple(_READERS)

@@ -1,0 +1,78 @@
+"""What a well-formed pair must fulfil to be learnt from. A new kind of fault is a new function here."""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+import regex
+
+from icrm_lib.preferences.pair import Pair
+from icrm_lib.preferences.prompts import normal_text
+from icrm_lib.rows import BadRow
+
+MOST_MARGIN = 3.4e38  # float32's largest number: the loss is computed in it
+# Something to see: not white space, a control character, or one that Unicode lets a font leave out (zero width).
+_VISIBLE = regex.compile(r"[^\s\p{Cc}\p{DI}\u2800]")
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # without the joiners: they change emoji and Persian words
+# Compatibility forms that say something else than their plain letters: x² and x2, ½ and 12, ℝ and R.
+_MEANT = ("<super>", "<sub>", "<fraction>", "<font>", "<circle>", "<square>")
+
+
+def _check_encodable(pair: Pair) -> None:
+    for key, text in (*pair.texts(), ("source", pair.source or "")):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            raise BadRow(
+                f"half a character in {key!r}", f"{code} at {error.start} is an unpaired surrogate; remove it"
+            ) from None
+
+
+def _check_nul(pair: Pair) -> None:
+    for key, text in (*pair.texts(), ("source", pair.source or "")):
+        if (at := text.find("\0")) >= 0:
+            raise BadRow(f"NUL character in {key!r}", f"at {at}; many tools end a text there, remove it")
+
+
+def _check_text(pair: Pair) -> None:
+    for key, text in pair.texts():
+        if _VISIBLE.search(text):
+            continue
+        # An empty system turn is common and means something: no default system prompt.
+        if not (key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}):
+            raise BadRow(f"empty text in {key!r}", f"found {text[:20]!r}; fill it or drop the row")
+
+
+def _check_different(pair: Pair) -> None:
+    if _same(pair.chosen, pair.rejected):
+        raise BadRow("chosen equals rejected", f"both are {pair.chosen[:40]!r}; nothing is preferred, drop the row")
+
+
+def _check_margin(pair: Pair) -> None:
+    if pair.margin is not None and not abs(pair.margin) <= MOST_MARGIN:
+        raise BadRow(
+            "margin is not finite in float32", f"the ratings' difference is {pair.margin:g}; give smaller numbers"
+        )
+
+
+def _same(one: str, other: str) -> bool:
+    """Say whether nobody could tell two replies apart. White space inside a line counts, as it does in code."""
+    one, other = (normal_text(_INVISIBLE.sub("", text).replace("\r\n", "\n")) for text in (one, other))
+    if one == other:
+        return True
+    if one.isascii() and other.isascii():
+        return False
+    if unicodedata.normalize("NFKC", one) != unicodedata.normalize("NFKC", other):
+        return False
+    return not any(unicodedata.decomposition(c).startswith(_MEANT) for c in one + other)
+
+
+# Each takes a well-formed pair and raises BadRow.
+CHECKS: tuple[Callable[[Pair], None], ...] = (
+    _check_encodable,
+    _check_nul,
+    _check_text,
+    _check_different,
+    _check_margin,
+)

@@ -1,0 +1,114 @@
+"""Where the paper's data sets are published, and their rows from downloaded files or from the network."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from icrm_lib import runtime
+from icrm_lib.rows import ENDINGS, ending, file_rows, json_lines
+
+Rows = Iterator[tuple[int, Any]]  # line from 1, row
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is published.
+
+    Attributes:
+        name: hub id, or for `url` the project's.
+        splits: published splits that a recipe reads; files are named after them.
+        download: command that brings the files to a machine with a network.
+        config: the hub data set's configuration; empty for its only one.
+        url: address of a file of JSON lines outside the hub; empty for a hub data set.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    download: str
+    config: str = ""
+    url: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that `download` makes."""
+        return self.name.rpartition("/")[2]
+
+    def how_to_get(self) -> str:
+        """Return a sentence that says how to bring the data to a machine without network."""
+        return (
+            f"where there is a network, run `{self.download}`, copy the folder {self.folder!r} here and name the "
+            "folder it lies in under data: files"
+        )
+
+
+def _hub(name: str, splits: tuple[str, ...], config: str = "") -> Source:
+    only = f" --include '{config}/*'" if config else ""
+    download = f"hf download {name} --repo-type dataset{only} --local-dir {name.rpartition('/')[2]}"
+    return Source(name, splits, download, config)
+
+
+UNIFIED_FEEDBACK = _hub("llm-blender/Unified-Feedback", ("train", "val"), "all")
+SKYWORK = _hub("Skywork/Skywork-Reward-Preference-80K-v0.2", ("train",))
+PRM800K = Source(
+    "openai/prm800k",
+    ("phase2_train",),
+    "curl -L --create-dirs -O --output-dir prm800k "
+    "https://github.com/openai/prm800k/raw/main/prm800k/data/phase2_train.jsonl",
+    url="https://github.com/openai/prm800k/raw/main/prm800k/data/phase2_train.jsonl",
+)
+RECIPES = {
+    "unified-feedback": (UNIFIED_FEEDBACK,),
+    "skywork+unified-feedback": (SKYWORK, UNIFIED_FEEDBACK),
+    "prm800k": (PRM800K,),
+}
+
+
+def published_rows(source: Source, split: str, files: str, alone: bool) -> Rows:
+    """Yield the rows of a published split in their order, from the files or from the network; nothing is kept.
+
+    Args:
+        source, split: what to read.
+        files: folder with the downloaded files; empty for the network.
+        alone: the recipe reads no other source.
+    """
+    if files:
+        last = 0
+        for path in published_files(source, split, files, alone):
+            before = last
+            for line, row in file_rows(path):
+                last = before + line
+                yield last, row
+        return
+    try:
+        if source.url:  # as text: the JSON reader wants one schema for all rows, and these have several
+            lines = datasets.load_dataset("text", data_files=source.url, split="train", streaming=True)
+            yield from json_lines(row["text"].encode() for row in lines)
+        else:
+            streamed = datasets.load_dataset(source.name, source.config or None, split=split, streaming=True)
+            yield from enumerate(streamed, 1)
+    except Exception as error:  # the hub's clients raise errors of four libraries
+        raise ConnectionError(f"cannot read {source.name}, split {split!r}: {error}; {source.how_to_get()}") from error
+
+
+def published_files(source: Source, split: str, folder: str, alone: bool) -> list[Path]:
+    """Return the files of a published split, in order: `train-00000-of-00002.parquet`, `val.jsonl`, ...
+
+    They lie in a folder named after the data set; where a recipe reads one only, also in `folder` itself.
+    """
+    top = runtime.resolve_path(folder)
+    root = top / source.folder if not alone or (top / source.folder).is_dir() else top
+    of_split = re.compile(rf"(.+[-_.])?{split}[-_.].*")
+    found = [path for path in sorted(root.rglob("*")) if path.is_file() and of_split.fullmatch(path.name)]
+    found = [path for path in found if ending(path) in ENDINGS]
+    # A whole download has one folder a configuration.
+    found = [path for path in found if source.config in path.relative_to(root).parts[:-1]] or found
+    if not found:
+        raise FileNotFoundError(
+            f"no file of split {split!r} of {source.name} in {runtime.display_path(root)} (looked for "
+            f"{split}-*.parquet, {split}.jsonl and the like); {source.how_to_get()}"
+        )
+    return found

@@ -1,0 +1,53 @@
+"""Repeated, contrary and contradicting rows, counted as they pass; they are kept."""
+
+from array import array
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import xxhash
+
+_ID_KEYS = ("id", "uid", "uuid")
+
+
+class Tally:
+    """Counts over all rows, at 16 bytes a row: a row is known by a hash of its texts."""
+
+    def __init__(self) -> None:
+        self.rated, self.contrary = 0, 0
+        self.elsewhere: Counter[str] = Counter()
+        self.rows, self.opposites, self.ids = array("Q"), array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def see(self, row: Any) -> None:
+        """Take note of the id of a row of the source, be it kept or not."""
+        if isinstance(row, dict) and (own := [row[key] for key in _ID_KEYS if row.get(key) is not None]):
+            self.ids.append(xxhash.xxh3_64_intdigest(repr(own).encode()))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row of the data set."""
+        self.rated += row["margin"] is not None
+        self.contrary += row["margin"] is not None and row["margin"] < 0
+        sides = row["chosen"], row["rejected"]
+        for hashes, (one, other) in ((self.rows, sides), (self.opposites, sides[::-1])):
+            hashes.append(xxhash.xxh3_64_intdigest(f"{row['prompt_id']}{len(one)} {one}{other}".encode()))
+
+    def notes(self) -> list[str]:
+        """Return what the report says about the rows that were kept."""
+        rows, opposites = np.array(self.rows), np.array(self.opposites)
+        known, first = np.unique(rows, return_index=True)
+        # Where the opposite of a row would stand among the known ones; an earlier row has it or none has.
+        place = np.searchsorted(known, opposites) % max(len(known), 1)
+        opposed = (known[place] == opposites) & (first[place] < np.arange(len(rows)))
+        notes = [f"{count} rows left out: their prompt is in {name}" for name, count in self.elsewhere.items()]
+        if 0 < self.rated < len(rows):
+            notes.append(f"no margin column: only {self.rated} of {len(rows)} rows are rated")
+        counts = {
+            "rate the chosen reply lower than the rejected one (kept)": self.contrary,
+            "repeat an earlier row (kept)": len(rows) - len(known),
+            "prefer the opposite of an earlier row (kept)": int(opposed.sum()),
+            "have the id of an earlier row (ids decide nothing)": len(self.ids) - len(set(self.ids)),
+        }
+        return notes + [f"{count} rows {what}" for what, count in counts.items() if count]
