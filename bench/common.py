@@ -182,7 +182,7 @@ def in_own_process(function: Callable, *args: Any) -> Any:
     The processes are forked from one that has only imported the libraries: no start costs seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["icrm_lib.training.methods", "icrm_lib.figures"])
+    context.set_forkserver_preload(["icrm_lib.training.fit", "icrm_lib.figures"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from common import finish, hold, in_own_process, llama_config, peak, random_pairs, read_sizes, small_llama
 
 from icrm_lib import runtime
+from icrm_lib.methods import method_settings
 from icrm_lib.plan.simulation import reward_model_cost
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.testbed import Language
-from icrm_lib.training.methods import method_settings, train_reward_model
+from icrm_lib.training.fit import train_reward_model
 
 # width, layers, vocabulary
 SIZES = {"tiny": (128, 4, 8000), "small": (256, 4, 32000), "deep": (256, 8, 8000), "wide": (512, 4, 16000)}

@@ -1,5 +1,6 @@
 """Where the project lies, what it runs on, and how to keep third-party libraries quiet."""
 
+import difflib
 import os
 import platform
 import random
@@ -138,3 +139,10 @@ def watched() -> bool:
     if os.environ.get("ICRM_UNATTENDED"):
         return False
     return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """Return a sentence that names the nearest known name (in any case), or all of them when none is near."""
+    spelling = {candidate.casefold(): candidate for candidate in reversed(known)}
+    close = difflib.get_close_matches(name.casefold(), spelling, n=1, cutoff=0.5)
+    return f"did you mean {spelling[close[0]]!r}?" if close else f"known: {', '.join(known)}"

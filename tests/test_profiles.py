@@ -6,7 +6,8 @@ import json
 import pytest
 
 from icrm_lib import profiles
-from icrm_lib.profiles import Profile, build, known_profiles, load_profile, nearest
+from icrm_lib.profiles import Profile, build, known_profiles, load_profile
+from icrm_lib.runtime import nearest
 
 
 @pytest.fixture
@@ -74,6 +75,10 @@ def test_a_float_may_be_written_as_people_write_it(write, text, value):
         ("data:\n  train_pair: 3", "unknown key 'train_pair'; did you mean 'train_pairs'"),
         ("data:\n  Max_Length: 3", "did you mean 'max_length'"),
         ("data:\n  3: 3", "unknown key 3; known: preferences, train_pairs"),
+        ("reward_model:\n  head: mpl", "mine.yaml: reward_model: head: unknown value 'mpl'; did you mean 'mlp'"),
+        ("reward_model:\n  quantization: 8bit", "unknown value '8bit'; did you mean '4bit'"),
+        ("generator:\n  kind: exct", "mine.yaml: generator: kind: unknown value 'exct'; did you mean 'exact'"),
+        ("generator:\n  engine: 3", "unknown value 3; known: transformers, vllm"),
         ("name: other", "named after its file; remove the key 'name'"),
     ],
 )
@@ -112,3 +117,9 @@ def test_nearest_name_in_its_own_spelling(name, known, answer):
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_profile("smoke").data.train_pairs = 3
+
+
+@pytest.mark.parametrize(("section", "changes"), [("reward_model", {"head": "mpl"}), ("generator", {"kind": "exct"})])
+def test_an_unknown_option_is_refused_wherever_settings_are_made(section, changes):
+    with pytest.raises(ValueError, match="mpl|exct"):
+        dataclasses.replace(getattr(load_profile("smoke"), section), **changes)

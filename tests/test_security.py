@@ -27,13 +27,14 @@ from icrm_lib.heatmaps.figure import Row, token_heatmap_html
 from icrm_lib.lab.grid import Cell
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.methods import method_settings
 from icrm_lib.profiles import DataSettings, GeneratorSettings, Profile, RewardModelSettings
 from icrm_lib.report import tables
 from icrm_lib.report.evidence import load_cells
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
 from icrm_lib.reward_model.model import RewardModel, TokenReward
 from icrm_lib.reward_model.value_head import load_value_head
-from icrm_lib.training.methods import method_settings, train_reward_model
+from icrm_lib.training.fit import train_reward_model
 from icrm_lib.training.trainer import ICRMConfig
 
 ROOT = Path(__file__).resolve().parents[1]

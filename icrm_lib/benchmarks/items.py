@@ -19,8 +19,8 @@ import huggingface_hub
 import numpy as np
 import pandas as pd
 
-from icrm_lib.profiles import nearest
 from icrm_lib.rows import BadRow, file_rows
+from icrm_lib.runtime import nearest
 from icrm_lib.tokenization import Conversation
 
 SUFFIXES = (".parquet", ".jsonl", ".json")

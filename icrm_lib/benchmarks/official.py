@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from icrm_lib.profiles import nearest
+from icrm_lib.runtime import nearest
 
 # Section -> subset -> weight. The weights are the official ones, not the rows of the data: math-prm has 447 rows and
 # counts 984, as much as the six languages together. Until September 2024 the two xstest weights were swapped.

@@ -29,8 +29,8 @@ import yaml
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from icrm_lib import records
-from icrm_lib.profiles import nearest
-from icrm_lib.runtime import project_root
+from icrm_lib.profiles import check_profile
+from icrm_lib.runtime import nearest, project_root
 
 OFFLINE_PROFILES = {"smoke", "lab"}  # run with the hub switched off: everything they need is made locally
 SOURCE_LINES_SHOWN = 15
@@ -122,15 +122,6 @@ def select(notebooks: Sequence[Notebook], only: str | None) -> list[Notebook]:
             raise UsageError(f"no notebook {name!r}; {nearest(name, names)}")
         wanted.add(by_alias[name].name)
     return [notebook for notebook in notebooks if notebook.name in wanted]
-
-
-def check_profile(root: Path, profile: str) -> None:
-    """Raise UsageError, naming the nearest one, when `profiles/` under `root` holds no such profile."""
-    known = sorted(path.stem for path in (root / "profiles").glob("*.yaml"))
-    if not known:
-        raise UsageError(f"no profiles/*.yaml in {root}; start from inside a complete checkout")
-    if profile not in known:
-        raise UsageError(f"no profile {profile!r}; {nearest(profile, known)}")
 
 
 def parse_value(name: str, text: str, default: Any) -> Any:
@@ -397,7 +388,7 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
         if options.refresh and (options.assignments or options.profile != "smoke"):
             raise UsageError("stored outputs are those of the defaults: --refresh takes neither -p nor --profile")
         root = root or project_root()
-        check_profile(root, options.profile)
+        check_profile(options.profile, root / "profiles")
         prepare_environment(options.profile)
         if options.refresh:
             refresh(root, options.only)
@@ -405,7 +396,7 @@ def main(arguments: Sequence[str] | None = None, root: Path | None = None) -> in
             notebooks = select(find_notebooks(root), options.only)
             parameters = assign(notebooks, options.profile, options.assignments)
             execute_all(notebooks, root / "runs" / options.profile, parameters, root)
-    except (UsageError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RunError as error:

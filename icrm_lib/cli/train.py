@@ -19,8 +19,8 @@ runtime.quiet()
 from accelerate import PartialState  # noqa: E402
 
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
-from icrm_lib.profiles import known_profiles, load_profile, nearest  # noqa: E402
-from icrm_lib.training.methods import METHODS, method_settings  # noqa: E402
+from icrm_lib.methods import method_settings  # noqa: E402
+from icrm_lib.profiles import RewardModelSettings, load_profile  # noqa: E402
 from icrm_lib.training.trainer import reads_generator, statistic_of  # noqa: E402
 
 FAILED = 1  # exit status when the data, the settings or a stage refuse
@@ -32,7 +32,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m icrm_lib.cli.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="smoke", help="a file of profiles/ without its ending (default: smoke)")
-    parser.add_argument("--method", default="icrm", help="one of icrm_lib.training.methods.METHODS (default: icrm)")
+    parser.add_argument("--method", default="icrm", help="one of icrm_lib.methods.METHODS (default: icrm)")
     parser.add_argument("--seed", type=int, default=0, help="of head, LoRA and data order (default: 0)")
     parser.add_argument("--preferences", default="", help="file or hub id instead of the profile's data")
     parser.add_argument("--base-model", default="", help="'scratch', directory or hub id instead of the profile's")
@@ -41,9 +41,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="make data, generator and its answers, then stop")
     parser.add_argument("--output", default="", help="also save the model here")
     args = parser.parse_args(arguments)
-    for name, value, known in (("profile", args.profile, known_profiles()), ("method", args.method, list(METHODS))):
-        if value not in known:
-            parser.error(f"unknown {name} {value!r}; {nearest(value, known)}")
+    try:
+        load_profile(args.profile)
+        method_settings(RewardModelSettings(), args.method)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 

@@ -47,12 +47,13 @@ from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, every_set, measure, test_
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.measures.tokens import TokenScorer
+from icrm_lib.methods import method_settings
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.testbed import Language, known_truth
 from icrm_lib.training.collation import REFERENCE_COLUMNS, STEP_COLUMNS
-from icrm_lib.training.methods import method_settings, train_reward_model
+from icrm_lib.training.fit import train_reward_model
 from icrm_lib.training.trainer import reads_generator, statistic_of
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,14 @@ from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
 from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
+from icrm_lib.methods import method_settings
 from icrm_lib.preferences import Report
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation
 from icrm_lib.training.collation import LABEL_COLUMNS
-from icrm_lib.training.methods import method_settings, train_reward_model, whole_model
+from icrm_lib.training.fit import train_reward_model, unsharded_model
 from icrm_lib.training.trainer import reads_generator, statistic_of
 
 GENERATOR_KINDS = ("fitted", "base", "exact")
@@ -194,7 +195,7 @@ class Workspace:
             rows = self.add_logprobs(train, statistic_of(settings)) if needs_generator else train
             options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
             trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
-            model = whole_model(trainer, settings, folder)
+            model = unsharded_model(trainer, settings, folder)
             if model is not None:
                 RewardModel(model, self.tokenizer).save_pretrained(folder)
 

@@ -38,7 +38,7 @@ from icrm_lib.language_model.causal import ROWS_PER_CHUNK, decoder_states, token
 from icrm_lib.objectives import bradley_terry_loss, consistency_terms
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head, capture_head, reward_head
-from icrm_lib.training.methods import lora_config
+from icrm_lib.training.fit import lora_config
 
 DEPTH = 2
 TOKENS_PER_BATCH = inspect.signature(model_scorer).parameters["tokens_per_batch"].default

@@ -33,13 +33,13 @@ from huggingface_hub import CacheNotFound, HfApi, constants, scan_cache_dir  # n
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig  # noqa: E402
 
 from icrm_lib.language_model.loading import NO_CODE  # noqa: E402
+from icrm_lib.methods import method_settings  # noqa: E402
 from icrm_lib.plan import simulation  # noqa: E402
 from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
 from icrm_lib.preferences.paper import PRM800K, RECIPES, SHARES, SKYWORK, UNIFIED_FEEDBACK  # noqa: E402
 from icrm_lib.profiles import Profile, load_profile  # noqa: E402
 from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
-from icrm_lib.training.methods import method_settings  # noqa: E402
 from icrm_lib.training.trainer import reads_generator  # noqa: E402
 
 MADE_HERE = ("testbed", "scratch")
@@ -535,7 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", default="smoke", help="a file of profiles/ without its ending (smoke)")
     choices = f"{', '.join(DEVICES)} (memory of a card in GB) or this (measured; the default)"
     parser.add_argument("--device", default="this", help=choices)
-    parser.add_argument("--method", default="icrm", help="a method of icrm_lib/training/methods.py (icrm)")
+    parser.add_argument("--method", default="icrm", help="a method of icrm_lib/training/fit.py (icrm)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options = parser.parse_args(arguments)
     try:

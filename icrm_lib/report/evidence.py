@@ -14,7 +14,7 @@ from scipy.stats import t
 
 from icrm_lib import records, runtime
 from icrm_lib.measures.pairs import Estimate
-from icrm_lib.profiles import nearest
+from icrm_lib.runtime import nearest
 
 RESAMPLES = 4_000
 ALPHA = 0.05

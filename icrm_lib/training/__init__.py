@@ -1,14 +1,12 @@
-"""Training a reward model: configuration, trainer, collation, methods."""
+"""Training a reward model: configuration, trainer, collation, and one call that does it all."""
 
-from icrm_lib.training.methods import METHODS, method_settings, train_reward_model
+from icrm_lib.training.fit import train_reward_model
 from icrm_lib.training.trainer import ConsistencyScale, ICRMConfig, ICRMTrainer, reads_generator, statistic_of
 
 __all__ = [
     "ConsistencyScale",
     "ICRMConfig",
     "ICRMTrainer",
-    "METHODS",
-    "method_settings",
     "reads_generator",
     "statistic_of",
     "train_reward_model",

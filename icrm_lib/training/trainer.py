@@ -42,8 +42,9 @@ from icrm_lib.objectives import (
 )
 from icrm_lib.objectives import WEIGHTINGS as TERM_WEIGHTINGS
 from icrm_lib.preferences import preference_rows, tokenize_pairs
-from icrm_lib.profiles import RewardModelSettings, nearest
+from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import HeadOutput, capture_head, reward_head
+from icrm_lib.runtime import nearest
 from icrm_lib.tokenization import prepare_tokenizer
 from icrm_lib.training.collation import (
     LABEL_COLUMNS,

@@ -72,7 +72,7 @@ def run(script, options, folder):
 def printed(project):
     """What every script prints; each has a process of its own, forked from one that has the libraries."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["icrm_lib.training.methods", "icrm_lib.figures"])
+    context.set_forkserver_preload(["icrm_lib.training.fit", "icrm_lib.figures"])
     with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
         jobs = {script: pool.submit(run, script, options, project) for script, options in TINY.items()}
         return {script: job.result() for script, job in jobs.items()}

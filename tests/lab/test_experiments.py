@@ -38,6 +38,7 @@ from icrm_lib.lab.picks import Pool
 from icrm_lib.lab.policies import KINDS
 from icrm_lib.lab.test_sets import SHIFTS, VALIDATION, measure
 from icrm_lib.lab.test_sets import test_set as shifted_pairs
+from icrm_lib.methods import METHODS
 from icrm_lib.profiles import (
     BaseModelSettings,
     DataSettings,
@@ -48,7 +49,6 @@ from icrm_lib.profiles import (
 )
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversations
-from icrm_lib.training.methods import METHODS
 
 LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}
 MICRO = Profile(

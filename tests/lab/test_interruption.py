@@ -19,8 +19,9 @@ from tiny import micro
 from icrm_lib import records
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model import checkpoints, sampling
+from icrm_lib.methods import method_settings
 from icrm_lib.profiles import RewardModelSettings
-from icrm_lib.training.methods import method_settings, train_reward_model
+from icrm_lib.training.fit import train_reward_model
 
 TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {

@@ -10,11 +10,11 @@ from huggingface_hub import scan_cache_dir
 from transformers import LlamaConfig
 
 from icrm_lib import runtime
+from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.plan import simulation
 from icrm_lib.plan import stages as plan
 from icrm_lib.plan.simulation import Cost, generator_fit_cost, generator_pass_cost, reward_model_cost, sampling_cost
 from icrm_lib.profiles import GeneratorSettings, Profile, RewardModelSettings, known_profiles
-from icrm_lib.training.methods import METHODS, method_settings
 
 # Counted by hand from the public config.json: a causal language model with its output embeddings.
 COUNTS = {

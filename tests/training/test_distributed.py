@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from icrm_lib.profiles import RewardModelSettings
-from icrm_lib.training.methods import shared_batch
+from icrm_lib.training.fit import shared_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(

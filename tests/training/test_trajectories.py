@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.training import ICRMConfig
-from icrm_lib.training import methods as training_module
-from icrm_lib.training.methods import METHODS, method_settings
+from icrm_lib.training import fit as training_module
 
 FOLDER = Path(__file__).parent / "trajectories"
 STEPS, BATCH = 10, 4

@@ -19,7 +19,8 @@ from icrm_lib.preferences.paper.sources import RECIPES, published_files
 from icrm_lib.preferences.paper.splits import SPLITS
 from icrm_lib.preferences.paper.unified_feedback import make_skywork, make_unified
 from icrm_lib.preferences.report import REPORTS, Report, read_reports, write_reports
-from icrm_lib.profiles import DataSettings, nearest
+from icrm_lib.profiles import DataSettings
+from icrm_lib.runtime import nearest
 
 
 def load_recipe(

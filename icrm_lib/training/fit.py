@@ -1,8 +1,7 @@
-"""The methods that are compared, by name, and how one reward model of a method is trained."""
+"""How one reward model is trained, on one device or several."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -25,60 +24,9 @@ from icrm_lib.language_model.checkpoints import (
     saving,
 )
 from icrm_lib.language_model.loading import SAFE
-from icrm_lib.profiles import RewardModelSettings, nearest
+from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
 from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
-
-# What a method changes in the profile's reward-model settings. A bare `{}` is ICRM as the profile has it.
-_BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
-_PAIRS = {**_BT, "loss": "bradley_terry"}  # what has a meaning for pairs only, whatever the profile's loss
-_GRM = {"consistency_weight": 0.0, "sft_weight": 0.01, "text_form": "grm_sft"}
-_OUTCOME = {"loss": "outcome", "sft_weight": 0.0}
-METHODS: dict[str, dict[str, Any]] = {
-    # Baselines on whole responses (classifier, + margin, + label smoothing, ..., GRM)
-    "bt": _BT,
-    "bt_margin": {**_BT, "margin": True},
-    "bt_label_smoothing": {**_PAIRS, "label_smoothing": 0.1},
-    "bt_positive": {**_PAIRS, "positive_weight": 0.1},
-    "bt_centered": {**_PAIRS, "center_rewards": 0.01},
-    "frozen_mlp": {**_BT, "frozen_backbone": True, "head": "mlp"},
-    "grm_sft": _GRM,
-    "grm_sft_mlp": {**_GRM, "head": "mlp"},
-    "grm_dpo_noref": {**_GRM, "text_form": "grm_dpo_noref"},
-    "grm_dpo": {**_GRM, "text_form": "grm_dpo"},
-    "grm_as_in_icrm": {"consistency_weight": 0.0},  # ICRM's reference code with lambda = 0
-    # ICRM and the controls of its weights
-    "icrm": {},
-    "icrm_uniform": {"weighting": "uniform"},
-    "icrm_shuffled": {"weighting": "shuffled"},
-    "icrm_random_pairs": {"weighting": "random_pairs"},
-    "icrm_entropy": {"weighting": "entropy"},
-    "icrm_top1_margin": {"weighting": "top1_margin"},
-    "icrm_inverted": {"weighting": "inverted"},
-    # other forms and centrings of the term
-    "icrm_plain_log": {"form": "plain_log"},
-    "icrm_l1": {"form": "l1"},
-    "icrm_l2": {"form": "l2"},
-    "icrm_centered_on_positions": {"centering": "positions", "padding_free": False},
-    "icrm_not_centered": {"centering": "none"},
-    "martingale": {"form": "martingale", "weighting": "uniform"},
-    # labels per response or per clause instead of preferences
-    "outcome": {**_OUTCOME, "consistency_weight": 0.0},
-    "outcome_icrm": _OUTCOME,
-    "prm": {"loss": "process", "sft_weight": 0.0, "consistency_weight": 0.0},
-    "prm_icrm": {"loss": "process", "sft_weight": 0.0},
-}
-
-
-def method_settings(settings: RewardModelSettings, method: str) -> RewardModelSettings:
-    """Return the settings of a named method.
-
-    Raises:
-        ValueError: unknown method; the message names the nearest.
-    """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; {nearest(method, list(METHODS))}")
-    return dataclasses.replace(settings, **METHODS[method])
 
 
 def train_reward_model(
@@ -103,7 +51,7 @@ def train_reward_model(
         base_model: local directory or hub id.
         tokenizer: its tokenizer, prepared.
         train_dataset: tokenised pairs; with the generator's log-probabilities where the settings need them.
-        settings: the profile's, changed by `method_settings`.
+        settings: the profile's, changed by `methods.method_settings`.
         folder: for the log.
         seed: of head, LoRA and data order.
         eval_dataset: evaluated after every epoch when given.
@@ -192,7 +140,7 @@ def shared_batch(settings: RewardModelSettings, processes: int) -> tuple[int, in
     )
 
 
-def whole_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder: Path) -> PreTrainedModel | None:
+def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder: Path) -> PreTrainedModel | None:
     """Return the trained model in one piece; one shared by processes, or of four bits, as base and adapter.
 
     Args:
@@ -235,10 +183,6 @@ def lora_config(settings: RewardModelSettings) -> LoraConfig:
 
 def _start(base_model: str | Path, settings: RewardModelSettings, args: ICRMConfig) -> str | PreTrainedModel:
     """Return the path, which the trainer loads, or a model with another head or a frozen backbone."""
-    if settings.head not in ("linear", "mlp"):
-        raise ValueError(f"unknown head {settings.head!r}; choose linear or mlp")
-    if settings.quantization not in ("", "4bit"):
-        raise ValueError(f"unknown quantization {settings.quantization!r}; choose 4bit, or leave it out")
     if settings.quantization:
         args.model_init_kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
