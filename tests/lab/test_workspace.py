@@ -77,7 +77,6 @@ def test_changed_ratings_make_another_reward_model_where_margins_count(own, own_
     ("profile", "arguments", "message"),
     [
         (MICRO, {"preferences": "mine.jsonl"}, "set BASE_MODEL to 'scratch'"),
-        (micro(generator={"kind": "fittted"}), {}, "generator kind 'fittted'"),
         (EXACT, {"preferences": "mine.jsonl", "base_model": "scratch"}, "testbed only"),
         ("smok", {}, "did you mean 'smoke'"),
     ],
