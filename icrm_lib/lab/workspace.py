@@ -76,7 +76,7 @@ class Workspace:
             )
         if self.profile.generator.kind == "exact" and not self.on_testbed:
             raise ValueError(
-                "generator kind 'exact' is the testbed's language, on the testbed only; choose fitted or base"
+                "generator kind 'exact' is the language itself, known on the testbed only; take fitted or base"
             )
 
     @property
