@@ -127,7 +127,7 @@ def test_a_piece_shared_by_good_and_bad_words_has_a_value_between():
     entries = {entry.verb: (row, i) for row, each in enumerate(PHRASES) for i, entry in enumerate(each)}
     sharing = {verb: where for verb, where in entries.items() if verb.startswith("pro")}
     assert set(sharing) == {"protect", "provoke"}
-    weights = {verb: language._verb_probs[0][where] for verb, where in sharing.items()}
+    weights = {verb: language._urn.verbs[0][where] for verb, where in sharing.items()}
     expected = weights["protect"] / sum(weights.values())
     assert language.prefix_value([*ids, vocabulary["pro"]]) == pytest.approx(expected, rel=1e-12)
     assert language.prefix_value([*ids, vocabulary["pro"], vocabulary["##tec"]]) == 1.0
@@ -238,7 +238,7 @@ def test_gold_score_is_the_recount_of_the_sampled_phrases(rng):
     for idiosyncratic_words in (0, 1, 2):
         language = Language(idiosyncratic_words=idiosyncratic_words)
         topics = np.arange(400) % 8
-        texts, scores = language._sample(topics, rng)
+        texts, scores = language._urn.draw(topics, rng)
         assert [gold(language, text) for text in texts] == scores.tolist()
         assert set(scores) == set(range(-7, 8))
 
@@ -297,7 +297,7 @@ def test_word_lists():
 
 
 def test_each_topic_favours_some_verbs():
-    probs = PLAIN._verb_probs
+    probs = PLAIN._urn.verbs
     assert probs.shape == (8, 3, 40)
     np.testing.assert_allclose(probs.sum(axis=2), 1)
     assert (probs.max(axis=2) > 3 / 40).all()

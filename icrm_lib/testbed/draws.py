@@ -1,0 +1,86 @@
+"""Responses drawn from the generated language, and noisy labels of pairs of them.
+
+It reads no grammar, so that it and the exact probabilities can be checked against each other.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from icrm_lib.testbed.chances import ALTERNATIVE_PROBABILITY, NO_CLAUSE_YET
+from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, WORD_OR_MARK
+
+
+class Urn(NamedTuple):
+    """What decides a draw of responses."""
+
+    qualities: np.ndarray  # (4, 3): P(quality of a clause | that of the last)
+    verbs: np.ndarray  # (topics, 3, 40): P(entry of PHRASES | topic, quality)
+    clauses: tuple[int, int]
+    idiosyncratic_words: int
+    names: int  # of names and of places
+
+    def draw(self, topics: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+        """Draw a response for each of topics (n,): texts and gold scores (n,)."""
+        n, most = len(topics), self.clauses[1]
+        lengths = rng.integers(self.clauses[0], most + 1, size=n)
+        rows, phrases = self._phrases(topics, rng)
+        links, link_probs = zip(*CONNECTORS, strict=True)
+        before = np.array(links, dtype=object)[rng.choice(len(links), p=link_probs, size=(n, most))]
+        before[:, 0] = " "
+        clauses = before + phrases
+        # Drawn whether used or not, so that the knob changes nothing else.
+        names, places = rng.integers(self.names, size=(2, n, most))
+        if self.idiosyncratic_words >= 1:
+            clauses = clauses + " with " + np.array(NAMES, dtype=object)[names]
+        if self.idiosyncratic_words == 2:
+            clauses = clauses + " in " + np.array(PLACES, dtype=object)[places]
+        drawn = zip(topics, clauses, lengths, strict=True)
+        texts = [OPENERS[topic] + "".join(row[:length]) + "." for topic, row, length in drawn]
+        gold = np.where(np.arange(most) < lengths[:, None], rows - 1, 0).sum(axis=1)
+        return texts, gold.astype(np.float64)
+
+    def _phrases(self, topics: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw as many phrases as a response may have: row of PHRASES and text, (n, most) each."""
+        n, most = len(topics), self.clauses[1]
+        transitions, verbs = np.cumsum(self.qualities, axis=1), np.cumsum(self.verbs, axis=2)
+        # Divided by the last entry, so that rounding cannot leave a sliver to a verb of weight zero.
+        transitions, verbs = transitions / transitions[:, -1:], verbs / verbs[..., -1:]
+        last = np.full(n, NO_CLAUSE_YET)
+        rows = np.empty((n, most), dtype=int)  # of PHRASES: quality + 1
+        for k in range(most):
+            rows[:, k] = last = (rng.random((n, 1)) >= transitions[last]).sum(axis=1)
+        entries = (rng.random((n, most, 1)) >= verbs[topics[:, None], rows]).sum(axis=2)
+        second, third = rng.random((2, n, most)) < ALTERNATIVE_PROBABILITY
+        phrases = np.array([[entry.texts() for entry in row] for row in PHRASES], dtype=object)
+        return rows, phrases[rows, entries, 2 * second + third]
+
+
+def draw_pairs(
+    urn: Urn, prompts: list[str], topics: np.ndarray, rng: np.random.Generator, *, noise: float, confounding: float
+) -> Iterator[dict]:
+    """Draw one pair for each prompt and yield those that are kept.
+
+    Args:
+        urn: of responses.
+        prompts, topics: n prompts and the topic of each.
+        rng: source of randomness.
+        noise: temperature of the Bradley-Terry label; 0 is noiseless.
+        confounding: `Language.length_confounding`.
+    """
+    (first, first_gold), (second, second_gold) = urn.draw(topics, rng), urn.draw(topics, rng)
+    difference = first_gold - second_gold
+    # sigmoid(difference / noise), free of overflow; without noise the better one, ties evenly
+    wins = np.tanh(difference / noise / 2) if noise > 0 else np.sign(difference)
+    first_wins = (1 + wins) / 2
+    swap = rng.random(len(topics)) >= first_wins
+    luck = rng.random(len(topics))
+    for i, prompt in enumerate(prompts):
+        sides = [(first[i], float(first_gold[i])), (second[i], float(second_gold[i]))]
+        (chosen, chosen_score), (rejected, rejected_score) = sides[::-1] if swap[i] else sides
+        longer = np.sign(len(WORD_OR_MARK.findall(chosen)) - len(WORD_OR_MARK.findall(rejected)))
+        loss = max(0.0, -confounding * longer) if longer else abs(confounding)
+        if chosen != rejected and luck[i] >= loss:
+            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            yield {**row, "chosen_score": chosen_score, "rejected_score": rejected_score}
