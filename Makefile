@@ -49,7 +49,7 @@ soak: $(STAMP)  ## run the long tests: kills, 100,000 rows, a thousand steps, sc
 	$(PYTEST) -m slow tests
 
 evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
-	$(BIN)/python -m icrm_lib.lab.grid --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
+	$(BIN)/python -m icrm_lib.cli.evidence --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
 
 # Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/

@@ -19,12 +19,13 @@ from icrm_lib import runtime
 runtime.quiet()
 
 import torch  # noqa: E402
-from tiny import micro  # noqa: E402
+from tiny import micro, micro_grid  # noqa: E402
 
 from icrm_lib import records  # noqa: E402
 from icrm_lib.generator import cache as generator  # noqa: E402
-from icrm_lib.lab import grid as experiments  # noqa: E402
 from icrm_lib.lab.artefacts import made_with  # noqa: E402
+from icrm_lib.lab.cells import Cell  # noqa: E402
+from icrm_lib.lab.grid import run_grid  # noqa: E402
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
 from icrm_lib.language_model import checkpoints  # noqa: E402
 from icrm_lib.language_model.causal import small_llama  # noqa: E402
@@ -53,10 +54,8 @@ def sampling(folder: Path) -> None:
 
 def grid(folder: Path) -> None:
     runtime.project_root = lambda start=None: folder  # where what the cells share is made
-    cells = [experiments.Cell("bt", seed, pairs=12) for seed in range(2)]
-    sizes = {"validation_pairs": 30, "test_pairs": 40}
-    profile = micro("micro_grid", language={"held_out_verbs": 0.25}, data=sizes)
-    experiments.run_grid(profile, cells, tuned={}, folder=folder, workers=0)
+    cells = [Cell("bt", seed, pairs=12) for seed in range(2)]
+    run_grid(micro_grid(), cells, tuned={}, folder=folder, workers=0)
 
 
 JOBS = {"reward_model": reward_model, "sampling": sampling, "grid": grid}

@@ -24,7 +24,7 @@ from trl import DPOConfig, GRPOConfig
 from icrm_lib import records, runtime
 from icrm_lib.cli import run
 from icrm_lib.heatmaps.figure import Row, token_heatmap_html
-from icrm_lib.lab.grid import Cell
+from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.methods import method_settings
@@ -335,9 +335,11 @@ def test_a_name_leads_to_no_other_folder(project, name):
     if name not in ("", ".", ".."):  # those make the files ".json", "..json"
         with pytest.raises(ValueError, match="must stay in its folder"):
             records.write_record(name, "lab", {}, {})
-        for cell in (Cell(name, 0), Cell("icrm", 0, generator=name), Cell("icrm", 0, changes=((name, 1.0),))):
-            with pytest.raises(ValueError, match="must stay in its folder"):
-                _ = cell.name
+        with pytest.raises(ValueError, match="must stay in its folder"):
+            _ = Cell("icrm", 0, changes=((name, 1.0),)).name
+    for part in ("method", "generator"):
+        with pytest.raises(ValueError, match=f"unknown {part}"):
+            Cell(**{"method": "icrm", "seed": 0, part: name})
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,12 @@ def micro(name: str = "micro", **sections: dict[str, Any]) -> Profile:
     return replace(profile, **changed)
 
 
+def micro_grid() -> Profile:
+    """Return the profile for cells of the lab: words that are held out, and pairs enough to measure something."""
+    sizes = {"validation_pairs": 30, "test_pairs": 40}
+    return micro("micro_grid", language={"held_out_verbs": 0.25}, data=sizes, reward_model={"mlp_size": 8})
+
+
 # 48 times prompt, better answer, worse answer.
 TEXTS = [
     text

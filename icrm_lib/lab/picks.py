@@ -1,18 +1,21 @@
 """What a reward model's picks among a policy's candidates are worth, judged by the gold score."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from icrm_lib.best_of_n.early_rejection import choose_schedule, early_rejection, schedules, try_schedules
 from icrm_lib.best_of_n.expectation import pick_weights
-from icrm_lib.generator import model_fingerprint
+from icrm_lib.lab.cells import Cell
+from icrm_lib.lab.inputs import policy_workspace
+from icrm_lib.lab.samples import policy_samples, talks_of
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.sampling import SamplingSettings, sample
+from icrm_lib.language_model.sampling import SamplingSettings
 from icrm_lib.measures.tokens import TokenScorer
-from icrm_lib.records import fingerprint
+from icrm_lib.profiles import Profile
 from icrm_lib.tokenization import tokenize_conversations
 
 NS = (1, 2, 4, 8, 16, 32, 64)
@@ -20,6 +23,22 @@ CANDIDATES = 128  # a prompt; expectations over subsets of them are exact
 STARTED = 32  # candidates that early rejection begins with: the pool of a prompt holds several such groups
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8)  # shares of the tokens that all candidates would need
 CUTS_AT, KEEPS = (16, 24, 32, 40, 48), (24, 16, 8, 4)
+
+
+def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
+    """See `purposes`."""
+    found = {"purpose": "best_of_n", "candidates": CANDIDATES, "started": STARTED, "budgets": BUDGETS}
+    return found | {"cuts": (CUTS_AT, KEEPS), "ns": NS}
+
+
+def prepare(profile: Profile) -> None:
+    """See `purposes`: the candidates are sampled once."""
+    pool_of(profile)
+
+
+def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+    """See `purposes`."""
+    return measure_picks(pool_of(profile), rewards)
 
 
 @dataclass(frozen=True)
@@ -54,16 +73,14 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
     validation, test = (workspace.prompts(split)[:limit] for split in ("validation", "test"))
     prompts = [*validation, *test]
     settings = SamplingSettings(n=candidates, max_new_tokens=longest)
-    key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
-    path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
-    samples = sample(load_causal_lm(workspace.base_model).eval(), tokenizer, prompts, settings, path)
+    samples = policy_samples(workspace, prompts, settings)
     samples = samples[samples["finished"]]
     counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
     if counts.min() == 0:
         raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
     kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
-    talks = [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
+    talks = talks_of(prompts, samples)
     tokens = tokenize_conversations(tokenizer, talks)
     return Pool(
         rows=[row.input_ids for row in tokens],
@@ -72,6 +89,12 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
         lengths=np.array([len(row.input_ids) - row.prompt_length for row in tokens]).reshape(len(prompts), kept),
         validation=np.arange(len(prompts)) < len(validation),
     )
+
+
+@cache
+def pool_of(profile: Profile) -> Pool:
+    """Return the candidates of every best-of-N cell of a profile."""
+    return sample_pool(policy_workspace(profile))
 
 
 def measure_picks(pool: Pool, rewards: TokenScorer) -> dict[str, Any]:

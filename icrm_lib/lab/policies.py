@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from icrm_lib.generator import model_fingerprint, model_scorer
+from icrm_lib.generator import model_scorer
+from icrm_lib.lab.cells import ON_POLICY, Cell
+from icrm_lib.lab.inputs import policy_workspace
+from icrm_lib.lab.samples import policy_samples, talks_of
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.sampling import SamplingSettings, greedy, sample
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy import pairs_from_samples, train_dpo, train_grpo
-from icrm_lib.records import fingerprint
+from icrm_lib.profiles import Profile
 from icrm_lib.tokenization import Conversation, tokenize_conversations
 
 GROUP, GROUPS = 8, 2  # samples of a group, and groups a training prompt: each group gives DPO a pair and GRPO a mean
@@ -27,6 +30,27 @@ GROUP, GROUPS = 8, 2  # samples of a group, and groups a training prompt: each g
 BETA, DPO_RATE, DPO_EPOCHS = 0.5, 1e-3, 5.0
 GRPO_RATE, GRPO_PROMPTS = 1e-3, 4  # ours; prompts a step
 KINDS = ("dpo", "grpo_outcome", "grpo_tokens")
+
+
+def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
+    """See `purposes`."""
+    found = {"purpose": "policy", "groups": (GROUP, GROUPS), "dpo": (BETA, DPO_RATE, DPO_EPOCHS)}
+    found |= {"grpo": (GRPO_RATE, GRPO_PROMPTS), "longest": profile.downstream.max_new_tokens}
+    return found | {"kinds": _kinds(cell)}
+
+
+def prepare(profile: Profile) -> None:
+    """See `purposes`: the samples of the training prompts are drawn once."""
+    training_samples(policy_workspace(profile))
+
+
+def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+    """See `purposes`."""
+    return measure_policies(policy_workspace(profile), rewards, seed=cell.seed, folder=folder, kinds=_kinds(cell))
+
+
+def _kinds(cell: Cell) -> tuple[str, ...]:
+    return KINDS if cell.method in ON_POLICY else KINDS[:1]
 
 
 def measure_policies(
@@ -54,7 +78,7 @@ def measure_policies(
     train, test = workspace.prompts("train"), workspace.prompts("test")
     policy = load_causal_lm(workspace.base_model).eval()
     samples = training_samples(workspace)
-    scored = score_talks(tokenizer, rewards, _talks(train, samples))
+    scored = score_talks(tokenizer, rewards, talks_of(train, samples))
     level = float(np.mean(np.concatenate(scored)))
 
     def outcome(talks: list[Conversation]) -> list[float]:
@@ -108,14 +132,7 @@ def training_samples(workspace: Workspace) -> pd.DataFrame:
     """Return the base model's samples of the training prompts; drawn once and kept in `runs/`."""
     longest = workspace.profile.downstream.max_new_tokens
     settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
-    key = {"policy": model_fingerprint(workspace.base_model), "settings": asdict(settings)}
-    path = workspace.folder / f"samples-{fingerprint(key)}.jsonl"
-    policy = load_causal_lm(workspace.base_model).eval()
-    return sample(policy, workspace.tokenizer, workspace.prompts("train"), settings, path)
-
-
-def _talks(prompts: Sequence[Conversation], samples: pd.DataFrame) -> list[Conversation]:
-    return [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]
+    return policy_samples(workspace, workspace.prompts("train"), settings)
 
 
 def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:
@@ -141,7 +158,7 @@ def _judged(
     settings = SamplingSettings(n=GROUP, max_new_tokens=longest, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         samples = sample(policy, tokenizer, prompts, settings, Path(folder) / "samples.jsonl")
-    talks = _talks(prompts, samples)
+    talks = talks_of(prompts, samples)
     rows = tokenize_conversations(tokenizer, talks)
     asked = [(row.input_ids, row.prompt_length) for row in rows]
     ours, theirs = (model_scorer(model, tokenizer.pad_token_id)(asked) for model in (policy, reference))

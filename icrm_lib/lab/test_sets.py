@@ -1,26 +1,14 @@
 """Test sets on which the truth is known, and all that is measured of a reward model on them."""
 
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.measures.tokens import (
-    TokenScorer,
-    agreement_by_response,
-    calibration,
-    change_at_quality,
-    localisation,
-    partial_agreement,
-    smoothness,
-    token_agreement,
-)
-from icrm_lib.preferences import load_preferences, tokenize_pairs
+from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language, TokenTruth, known_truth
 
@@ -81,10 +69,8 @@ def test_set(profile: Profile, name: str) -> TestSet:
     # A stream of its own for each set, far from those of the training pairs.
     rng = np.random.default_rng([2**31, every_set().index(name)])
     pairs = language.preference_pairs(count, rng, prompts=prompts)
-    keys = ("prompt", "chosen", "rejected")
-    with tempfile.TemporaryDirectory() as folder:
-        rows, _ = load_preferences(_as_jsonl(Path(folder), [{key: row[key] for key in keys} for row in pairs]))
-        tokenized, _ = tokenize_pairs(rows, Workspace(profile).tokenizer, max_length=data.max_length)
+    texts = Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in pairs])
+    tokenized, _ = tokenize_pairs(preference_rows(texts)[0], Workspace(profile).tokenizer, max_length=data.max_length)
     if len(tokenized) != count:
         raise ValueError(
             f"{count - len(tokenized)} of {count} {name} pairs are longer than {data.max_length} tokens: raise "
@@ -100,68 +86,3 @@ def test_set(profile: Profile, name: str) -> TestSet:
         gold=np.array([[row["chosen_score"], row["rejected_score"]] for row in pairs]),
         language=language,
     )
-
-
-def _as_jsonl(folder: Path, rows: list[dict]) -> Path:
-    path = folder / "pairs.jsonl"
-    Dataset.from_list(rows).to_json(path)
-    return path
-
-
-def measure(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
-    """Measure token rewards on every test set.
-
-    Returns:
-        `accuracy`: per test set, `right` and `count` of pairs by test prompt, and the same for pairs whose gold scores
-        differ (`gold_right`, `gold_count`); `agreement_by_prompt`; `tokens`: of `icrm_lib.measures`, on the first test
-        set; `longer_tokens`: agreement on the longer responses.
-    """
-    sets = {name: test_set(profile, name) for name in SHIFTS}
-    scored = {name: rewards(data.rows, data.starts) for name, data in sets.items()}
-    data, ours = sets["in_distribution"], scored["in_distribution"]
-    fit = test_set(profile, CALIBRATION)
-    truth, values, logprobs = data.truth, [t.values for t in data.truth], [t.logprobs for t in data.truth]
-    controls = [np.column_stack([p, np.cumsum(p), np.arange(len(p))]) for p in logprobs]
-    return {
-        "accuracy": {name: _pair_counts(sets[name], scored[name]) for name in SHIFTS},
-        "agreement_by_prompt": _by_prompt(data, agreement_by_response(ours, values)),
-        "tokens": {
-            "agreement": token_agreement(ours, values),
-            "score_agreement": token_agreement(ours, [t.clause_scores for t in truth]),
-            "partial": partial_agreement(ours, values, controls),
-            "calibration": calibration(ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]),
-            "quality": change_at_quality(ours, [t.quality for t in truth]),
-            "localisation": localisation(ours, [t.quality for t in truth]),
-            "smoothness": smoothness(ours, logprobs),
-        },
-        "longer_tokens": token_agreement(scored["longer"], [t.values for t in sets["longer"].truth]),
-    }
-
-
-def validate(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
-    """Measure the accuracy on the validation pairs alone, which is all that tuning may look at."""
-    data = test_set(profile, VALIDATION)
-    return {"accuracy": {VALIDATION: _pair_counts(data, rewards(data.rows, data.starts))}}
-
-
-def _pair_counts(data: TestSet, rewards: list[np.ndarray]) -> dict[str, list[int]]:
-    chosen, rejected = np.split(np.array([values[-1] for values in rewards]), 2)
-    better = np.sign(data.gold[:, 0] - data.gold[:, 1])
-    gold_right = (np.sign(chosen - rejected) == better) & (better != 0)
-    length = data.prompts.max() + 1
-    # A tie is half right, as a coin is: models hardly tie, but the gold score does, and is the ceiling.
-    counts = {
-        "right": (chosen > rejected) + 0.5 * (chosen == rejected),
-        "count": np.ones(len(chosen)),
-        "gold_right": gold_right,
-    }
-    counts["gold_count"] = better != 0
-    return {key: np.bincount(data.prompts, weights=value, minlength=length).tolist() for key, value in counts.items()}
-
-
-def _by_prompt(data: TestSet, values: np.ndarray) -> dict[str, list]:
-    """Sum and number of a per-response measure by prompt; both sides of a pair belong to its prompt."""
-    prompts, known = np.tile(data.prompts, 2), ~np.isnan(values)
-    length = data.prompts.max() + 1
-    sums = np.bincount(prompts[known], weights=values[known], minlength=length)
-    return {"sum": sums.round(6).tolist(), "count": np.bincount(prompts[known], minlength=length).tolist()}

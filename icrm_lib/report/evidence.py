@@ -1,4 +1,4 @@
-"""What the cells of `experiments` say: paired differences with intervals, corrected for their number, and verdicts.
+"""What the cells of the evidence say: paired differences with intervals, corrected for their number, and verdicts.
 
 Records in, numbers out; nothing is trained here.
 """
@@ -71,18 +71,18 @@ MARGINS |= {m: 0.1 for m in MEASURES if m.startswith("best of") or m.endswith(IN
 
 def command_for(profile: str, purpose: str) -> str:
     """Return the command that makes the cells of a purpose."""
-    return f"make evidence PROFILE={profile}" + (f" ONLY={purpose}" if purpose != "experiments" else "")
+    return f"make evidence PROFILE={profile}" + (f" ONLY={purpose}" if purpose != "evidence" else "")
 
 
 def load_cells(
-    profile: str, folder: Path | None = None, *, purpose: str = "experiments"
+    profile: str, folder: Path | None = None, *, purpose: str = "evidence"
 ) -> dict[str, dict[int, dict[str, Any]]]:
     """Read all cells of a profile that are evidence, not tuning.
 
     Args:
         profile: its name.
         folder: where the records lie; `results/<profile>/<purpose>` when None.
-        purpose: what the cells measure: "experiments", "best_of_n" or "policy".
+        purpose: what the cells measure: "evidence", "best_of_n" or "policy".
 
     Returns:
         variant (a cell's name without its seed, e.g. "icrm" or "icrm-exact") -> seed -> record.

@@ -97,7 +97,7 @@ def values(what: str, profile: str) -> tuple[float, ...]:
     elif source == "bench":
         found = _bench(rest.strip())
     else:
-        found = _evidence(rest.strip(), source.strip() or "experiments", profile)
+        found = _evidence(rest.strip(), source.strip() or "evidence", profile)
     return tuple(value * float(factor or 1) for value in found)
 
 
@@ -108,7 +108,7 @@ def _verdicts(profile: str, verdict: str) -> int:
 
 @cache
 def _contrasts(profile: str) -> Any:
-    return contrasts_table(_cells(profile, "experiments"))
+    return contrasts_table(_cells(profile, "evidence"))
 
 
 @cache

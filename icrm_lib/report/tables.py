@@ -24,7 +24,7 @@ class Table:
         paper: which item of the paper it is the twin of.
         rows: variant of the records -> what it is called.
         columns: measure of `evidence.MEASURES` -> what it is called.
-        purpose: which records: "experiments", "best_of_n" or "policy".
+        purpose: which records: "evidence", "best_of_n" or "policy".
         lower_is_better: measures for which the lowest mean is best.
         unranked: measures without a best.
     """
@@ -34,7 +34,7 @@ class Table:
     paper: str
     rows: Mapping[str, str]
     columns: Mapping[str, str]
-    purpose: str = "experiments"
+    purpose: str = "evidence"
     lower_is_better: tuple[str, ...] = ()
     unranked: tuple[str, ...] = ()
 

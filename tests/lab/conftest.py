@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from tiny import micro
 
+from icrm_lib import runtime
 from icrm_lib.lab import base_model, generator, workspace
 from icrm_lib.lab.workspace import Workspace
 
@@ -85,3 +86,16 @@ def own(own_file, tmp_path_factory):
     ws = Workspace(micro(), preferences=own_file, base_model="scratch", folder=folder)
     ws.reward_model_folder("icrm")
     return ws
+
+
+@pytest.fixture(scope="session")
+def lab_root(tmp_path_factory):
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def own_root(lab_root):
+    """Artefacts and records of cells lie in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "project_root", lambda: lab_root)
+        yield

@@ -234,10 +234,10 @@ def test_what_dead_processes_left_goes_and_what_living_ones_write_stays(tmp_path
 ORPHANS = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from icrm_lib.lab import grid as experiments
+from icrm_lib.lab.workers import start_worker
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=experiments._start_worker) as pool:
+    with ProcessPoolExecutor(2, mp_context=context, initializer=start_worker) as pool:
         print(*[future.result() for future in [pool.submit(os.getpid) for _ in range(8)]], flush=True)
         time.sleep(60)
 """

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from icrm_lib import records
-from icrm_lib.lab.grid import studies
+from icrm_lib.lab.cells import studies
 from icrm_lib.report import evidence
 from icrm_lib.report.evidence import (
     CONTRASTS,

@@ -1,0 +1,188 @@
+"""The cells of the evidence: what is trained and measured, its name, and what is tuned for it.
+
+Tables and figures read names and labels here, so nothing below loads torch.
+"""
+
+from dataclasses import replace
+
+from pydantic import ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+
+from icrm_lib import runtime
+from icrm_lib.methods import METHODS, Method
+
+# Raised by hand when code changes what a cell records: older records then count as not there.
+VERSION = 1
+
+ENSEMBLE_SIZE = 3
+ROLLOUTS = 4  # behind each noisy clause label: the share of them that reach the top score
+# No model is trained for these: the exact prefix values and the gold score so far as rewards, and the weights that
+# every generator gives the training tokens, compared with the exact probabilities.
+TRUTH = ("true_values", "true_scores")
+WEIGHTS = "weights"
+# Methods beyond `METHODS`, each with the settings of one of them: the cell departs from plain training.
+COMPOSED: dict[str, Method] = {
+    "ensemble_mean": replace(METHODS["bt"], label=f"Ensemble of {ENSEMBLE_SIZE}, mean"),
+    "ensemble_worst": replace(METHODS["bt"], label=f"Ensemble of {ENSEMBLE_SIZE}, worst"),
+    "prm_noisy": replace(METHODS["prm"], label="Process labels, noisy"),
+    "prm_noisy_icrm": replace(METHODS["prm_icrm"], label="Process labels, noisy, + ICRM"),
+    "implicit": replace(METHODS["bt"], label="DPO, implicit rewards"),  # BT's optimiser settings; the loss is DPO's
+    "true_values": replace(METHODS["bt"], label="exact values"),
+    "true_scores": replace(METHODS["bt"], label="gold labels (ceiling)"),
+    WEIGHTS: replace(METHODS["bt"], label="weights of the generator"),
+}
+EVERY_METHOD = METHODS | COMPOSED
+
+MAIN = ("bt", "grm_sft", "icrm", "icrm_uniform", "icrm_shuffled")
+OBJECTIVES = (
+    *("bt_margin", "bt_label_smoothing", "bt_positive", "bt_centered", "frozen_mlp", "ensemble_mean", "ensemble_worst"),
+    *("grm_sft_mlp", "grm_dpo_noref", "grm_dpo", "grm_as_in_icrm"),
+    *("outcome", "outcome_icrm", "implicit", "prm", "prm_icrm", "prm_noisy", "prm_noisy_icrm"),
+)
+WEIGHTINGS = ("icrm_random_pairs", "icrm_entropy", "icrm_top1_margin", "icrm_inverted")
+FORMS = ("icrm_plain_log", "icrm_l1", "icrm_l2", "martingale", "icrm_centered_on_positions", "icrm_not_centered")
+LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+GENERATORS = ("exact", "temperature 0.5", "temperature 2", "small", "under-trained", "another language", "unigram")
+SIZES = (100, 400, 1600, 6400)
+# Learning rates next to the tuned ones of the main methods: does a comparison hang on the choice?
+NEAR_BY = (("bt", 3e-3), ("grm_sft", 2e-3), ("grm_sft", 3e-3), ("icrm", 2e-3), ("icrm_uniform", 2e-3))
+ON_POLICY = ("bt", "icrm", "true_scores")  # whose policies are also trained by GRPO
+MAIN_SEEDS, SEEDS, FEW_SEEDS = range(10), range(5), range(3)
+TUNING_SEEDS = (100, 101)  # their training pairs and models are used for nothing else
+PLAIN = {"generator": "fitted", "data": "plain", "base": "base"}
+KNOWN = {
+    "method": list(EVERY_METHOD),
+    "generator": [PLAIN["generator"], *GENERATORS],
+    "data": [PLAIN["data"], "confounded"],
+    "base": [PLAIN["base"], "double"],
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model to train and measure.
+
+    Attributes:
+        method: of `EVERY_METHOD`.
+        seed: of the training pairs, the generator and the model, so that methods of one seed are paired.
+        generator: "fitted", or one of `GENERATORS`. "another language" has other tastes in verbs and a quality that
+            does not persist; "unigram" knows how frequent each token is and nothing of what precedes it.
+        data: "plain", or "confounded" (in training the chosen response tends to be the longer one).
+        pairs: training pairs; 0 for the profile's number.
+        base: "base", or "double" (about twice the parameters).
+        changes: settings that differ from the tuned ones, as (name, value).
+
+    Raises:
+        ValueError: an unknown name; the message has the nearest.
+    """
+
+    method: str
+    seed: int
+    generator: str = PLAIN["generator"]
+    data: str = PLAIN["data"]
+    pairs: int = 0
+    base: str = PLAIN["base"]
+    changes: tuple[tuple[str, float], ...] = ()
+
+    @field_validator(*KNOWN)
+    @classmethod
+    def _is_known(cls, value: str, field: ValidationInfo) -> str:
+        known = KNOWN[field.field_name]
+        if value not in known:
+            raise ValueError(f"unknown {field.field_name} {value!r}; {runtime.nearest(value, known)}")
+        return value
+
+    @property
+    def name(self) -> str:
+        """File name without suffix; unlike for unlike cells. ValueError where it would lead to another folder."""
+        parts = [self.method]
+        parts += [getattr(self, part).replace(" ", "_") for part in PLAIN if getattr(self, part) != PLAIN[part]]
+        parts += [f"{self.pairs}_pairs"] if self.pairs else []
+        parts += [f"{key}_{value:g}" for key, value in self.changes]
+        return runtime.plain_name("-".join([*parts, f"seed_{self.seed}"]))
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is there for tuning, and so may see the validation pairs alone."""
+        return self.seed in TUNING_SEEDS
+
+
+def studies() -> dict[str, list[Cell]]:
+    """Return the cells of every study of the evidence, by name; a cell may belong to several."""
+    sizes = [Cell(m, s, pairs=n if n != 400 else 0) for n in SIZES for m in ("bt", "grm_sft", "icrm") for s in SEEDS]
+    return {
+        "main": [*(Cell(m, 0) for m in TRUTH), *(Cell(method, seed) for seed in MAIN_SEEDS for method in MAIN)],
+        "objectives": [Cell(method, seed) for method in OBJECTIVES for seed in SEEDS],
+        "weightings": [Cell(method, seed) for method in WEIGHTINGS for seed in SEEDS],
+        "forms": [Cell(method, seed) for method in FORMS for seed in SEEDS],
+        "generators": [
+            *(Cell(WEIGHTS, 0, generator=name) for name in ("fitted", *GENERATORS)),
+            *(Cell("icrm", seed, generator=name) for name in GENERATORS for seed in SEEDS),
+        ],
+        "lambda": [Cell("icrm", s, changes=(("consistency_weight", value),)) for value in LAMBDAS for s in SEEDS],
+        "confounded": [Cell(method, seed, data="confounded") for method in MAIN[:4] for seed in SEEDS],
+        "compute": [Cell("bt", seed, base="double") for seed in SEEDS],
+        "sensitivity": [Cell(m, s, changes=(("learning_rate", rate),)) for m, rate in NEAR_BY for s in SEEDS],
+        "sizes": [cell for cell in sizes if cell.pairs < max(SIZES) or cell.seed in FEW_SEEDS],
+        "best_of_n": [Cell("true_scores", 0), *(Cell(m, s) for s in MAIN_SEEDS for m in (*MAIN, "implicit"))],
+        "policy": [Cell(m, s) for s in SEEDS for m in ("bt", "grm_sft", "icrm", "icrm_uniform", "true_scores")],
+    }
+
+
+def purpose_of(study: str) -> str:
+    """Return what a study measures of its models (see `lab.purposes`), which is also where its records lie."""
+    return study if study in ("best_of_n", "policy") else "evidence"
+
+
+# Two learning rates times two values of the knob that matters most, or four learning rates where there is none: the
+# same number of trials for every method. What is not listed takes over the choice of another method.
+RATES, MANY_RATES = (3e-3, 6e-3), (2e-3, 3e-3, 6e-3, 1e-2)
+# Where something else is trained, other rates are usual: a policy moves faster, a head alone more slowly.
+RATES_OF = {"implicit": (1e-3, 3e-3), "frozen_mlp": (3e-3, 1e-2, 3e-2, 1e-1)}
+KNOBS: dict[str, tuple[str, tuple[float, float]] | None] = {
+    "bt": None,
+    "bt_margin": None,
+    "bt_label_smoothing": ("label_smoothing", (0.1, 0.2)),
+    "bt_positive": ("positive_weight", (0.01, 0.1)),
+    "bt_centered": ("center_rewards", (0.01, 0.1)),
+    "frozen_mlp": None,
+    "grm_sft": ("sft_weight", (0.01, 0.1)),
+    "grm_dpo_noref": ("sft_weight", (0.01, 0.1)),
+    "grm_dpo": ("sft_weight", (0.01, 0.1)),
+    "grm_as_in_icrm": ("sft_weight", (0.001, 0.1)),
+    "icrm": ("consistency_weight", (0.3, 0.6)),
+    "icrm_uniform": ("consistency_weight", (0.3, 0.6)),
+    "icrm_shuffled": ("consistency_weight", (0.3, 0.6)),
+    "icrm_plain_log": ("consistency_weight", (0.3, 0.6)),
+    "icrm_l1": ("consistency_weight", (0.3, 0.6)),
+    "icrm_l2": ("consistency_weight", (0.3, 0.6)),
+    "martingale": ("consistency_weight", (0.3, 0.6)),
+    "outcome": None,
+    "outcome_icrm": ("consistency_weight", (0.3, 0.6)),
+    "implicit": ("text_beta", (0.1, 0.5)),
+    "prm": None,
+    "prm_icrm": ("consistency_weight", (0.3, 0.6)),
+}
+TUNED_AS = {
+    **{name: "icrm" for name in (*WEIGHTINGS, "icrm_centered_on_positions", "icrm_not_centered")},
+    **{"grm_sft_mlp": "grm_sft", "ensemble_mean": "bt", "ensemble_worst": "bt"},
+    **{"prm_noisy": "prm", "prm_noisy_icrm": "prm_icrm"},
+}
+
+
+def tuned_as(cell: Cell) -> str:
+    """Return whose tuned settings a cell takes: a key of `KNOBS`, or "bt-double" for the larger model."""
+    name = TUNED_AS.get(cell.method, cell.method)
+    return f"{name}-double" if cell.base == "double" else name
+
+
+def tuning_cells() -> dict[str, list[list[Cell]]]:
+    """Return the trials of everything that is tuned, each a cell a tuning seed; they see the validation split alone."""
+    trials = {}
+    for name, knob in {**KNOBS, "bt-double": None}.items():
+        method, _, base = name.partition("-")
+        rates = RATES_OF.get(method, MANY_RATES if knob is None else RATES)
+        values = [()] if knob is None else [((knob[0], value),) for value in knob[1]]
+        options = [(("learning_rate", rate), *value) for rate in rates for value in values]
+        trials[name] = [[Cell(method, s, base=base or "base", changes=o) for s in TUNING_SEEDS] for o in options]
+    return trials

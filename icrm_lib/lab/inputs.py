@@ -1,0 +1,139 @@
+"""What a cell trains on: its workspaces, its settings, and its training pairs with every column that the loss reads."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import spearmanr
+
+from icrm_lib.generator.cache import columns
+from icrm_lib.lab.cells import EVERY_METHOD, Cell, tuned_as
+from icrm_lib.lab.labels import perceived_margins, with_labels, with_reference
+from icrm_lib.lab.workspace import Workspace
+from icrm_lib.profiles import Profile, RewardModelSettings
+from icrm_lib.training import reads_generator, statistic_of
+
+CONFOUNDED = {"length_confounding": 0.5}
+
+
+def _workspace(profile: Profile, **changes: Any) -> Workspace:
+    """A workspace of the profile with some sections changed, e.g. `language={"clauses": ...}`, and a seed."""
+    seed = changes.pop("seed", 0)
+    sections = {name: replace(getattr(profile, name), **values) for name, values in changes.items()}
+    return Workspace(replace(profile, **sections), seed=seed)
+
+
+@cache
+def base_model(profile: Profile, kind: str = "base") -> str:
+    """Return the folder of a base model, pre-trained on the whole language, the held-out verbs included."""
+    settings = profile.base_model
+    changes = {
+        "base": {},
+        "double": {"hidden_size": settings.hidden_size * 3 // 2},  # weights grow with its square
+        "small": {"hidden_size": settings.hidden_size // 2, "layers": max(1, settings.layers - 1)},
+        "under-trained": {"steps": max(1, settings.steps // 10)},
+    }[kind]
+    return _workspace(profile, language={"held_out_verbs": 0.0}, base_model=changes).base_model
+
+
+def training_workspace(profile: Profile, cell: Cell) -> Workspace:
+    """The workspace whose training split and base model a cell uses; one for all cells that share them."""
+    return _training_workspace(profile, cell.seed, cell.data, cell.pairs, cell.base)
+
+
+@cache
+def _training_workspace(profile: Profile, seed: int, data: str, pairs: int, base: str) -> Workspace:
+    changes: dict[str, Any] = {"seed": seed, "base_model": {"name": base_model(profile, base)}}
+    if data == "confounded":
+        changes["language"] = CONFOUNDED
+    if pairs:
+        changes["data"] = {"train_pairs": pairs}
+    return _workspace(profile, **changes)
+
+
+def generator_workspace(profile: Profile, cell: Cell) -> Workspace:
+    """The workspace whose generator weights a cell's pairs: fitted on the seed's pairs of the profile's number."""
+    changes: dict[str, Any] = {"seed": cell.seed, "base_model": {"name": base_model(profile)}}
+    kind, _, value = cell.generator.partition(" ")
+    if cell.data == "confounded":
+        changes["language"] = CONFOUNDED
+    if kind == "exact":
+        changes["generator"] = {"kind": "exact"}
+    elif kind == "temperature":
+        changes["generator"] = {"temperature": float(value)}
+    elif kind == "small":
+        changes["base_model"] = {"name": base_model(profile, "small")}
+    elif kind == "under-trained":
+        changes["base_model"] = {"name": base_model(profile, "under-trained")}
+        changes["generator"] = {"kind": "base"}
+    elif kind == "another":  # other tastes in verbs, and a quality that keeps changing instead of persisting
+        changes["language"] = {"seed": 1000, "persistence": 0.1, "held_out_verbs": 0.0}
+        changes["generator"] = {"kind": "exact"}
+    return _workspace(profile, **changes)
+
+
+def policy_workspace(profile: Profile) -> Workspace:
+    """The workspace whose base model is the policy of every cell, and whose prompts it answers."""
+    return _workspace(profile, base_model={"name": base_model(profile)})
+
+
+def settings_of(profile: Profile, cell: Cell, tuned: dict[str, dict[str, float]]) -> RewardModelSettings:
+    """Return a cell's training settings: the method's, the tuned values, and the cell's own changes.
+
+    Args:
+        profile: of the grid.
+        cell: of the grid.
+        tuned: by method, what tuning chose; {} while tuning.
+    """
+    settings = replace(profile.reward_model, **EVERY_METHOD[cell.method].changes)
+    chosen = tuned.get(tuned_as(cell), {})
+    epochs = settings.epochs
+    if cell.pairs:  # the same number of steps, but at least one pass over the pairs and at most twice the passes
+        epochs = min(2 * epochs, max(1.0, epochs * profile.data.train_pairs / cell.pairs))
+    return replace(settings, **{"epochs": epochs, **chosen, **dict(cell.changes)})
+
+
+def training_rows(profile: Profile, cell: Cell, settings: RewardModelSettings) -> Dataset:
+    """Return a cell's training pairs with every column that its loss reads."""
+    workspace = training_workspace(profile, cell)
+    rows = workspace.tokenized["train"]
+    if reads_generator(settings):
+        rows = with_weights(profile, cell, rows, statistic_of(settings))
+    rng = np.random.default_rng([cell.seed, 7])
+    if settings.margin:
+        rows = rows.add_column("margin", perceived_margins(workspace, rng))
+    if settings.text_form == "grm_dpo" and settings.sft_weight > 0:
+        rows = with_reference(rows, workspace)
+    if settings.loss in ("outcome", "process"):
+        rows = with_labels(rows, workspace.language, noisy="noisy" in cell.method, rng=rng)
+    return rows
+
+
+def with_weights(profile: Profile, cell: Cell, rows: Dataset, statistic: str = "logprobs") -> Dataset:
+    if cell.generator != "unigram":
+        return generator_workspace(profile, cell).add_logprobs(rows, statistic)
+    starts, sides = rows["prompt_length"][:], [rows["chosen_ids"][:], rows["rejected_ids"][:]]
+    responses = [[np.array(ids[start:]) for ids, start in zip(side, starts, strict=True)] for side in sides]
+    counts = np.bincount(np.concatenate([ids for side in responses for ids in side]))
+    logprobs = np.log(np.maximum(counts, 1) / counts.sum()).astype(np.float32)
+    for name, side in zip(columns(statistic), responses, strict=True):
+        rows = rows.add_column(name, [logprobs[ids] for ids in side])
+    return rows
+
+
+def compare_weights(profile: Profile, cell: Cell) -> dict[str, float]:
+    """How the generator's probabilities of the training tokens compare with the exact ones."""
+    rows = training_workspace(profile, cell).tokenized["train"]
+    exact, other = (
+        np.exp(np.concatenate([np.concatenate(with_weights[name][:]) for name in columns()]))
+        for with_weights in (with_weights(profile, replace(cell, generator=g), rows) for g in ("exact", cell.generator))
+    )
+    return {
+        "spearman": float(spearmanr(exact, other).statistic),
+        "pearson": float(np.corrcoef(exact, other)[0, 1]) if np.ptp(other) > 0 else np.nan,
+        "mean_absolute_difference": float(np.abs(exact - other).mean()),
+        "mean": float(other.mean()),
+        "mean_exact": float(exact.mean()),
+    }

@@ -1,0 +1,47 @@
+"""Records of cells stay valid: those that are committed, and those that were made before a setting came."""
+
+import json
+
+from tiny import micro_grid
+
+from icrm_lib.lab import grid
+from icrm_lib.lab.cells import Cell, purpose_of, studies
+from icrm_lib.lab.grid import run_grid
+from icrm_lib.lab.inputs import settings_of
+from icrm_lib.lab.purposes import PURPOSES
+from icrm_lib.lab.record import cell_config, cells_folder, is_finished
+from icrm_lib.lab.tuning import tune
+from icrm_lib.profiles import load_profile
+
+MICRO = micro_grid()
+
+
+def test_a_setting_that_came_later_does_not_undo_a_record_while_it_has_its_default(tmp_path):
+    cell = Cell("bt", 0)
+    config = cell_config(MICRO, cell, settings_of(MICRO, cell, {}))
+    old = json.loads(json.dumps(config))
+    del old["settings"]["padding_free"], old["profile"]["samples"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"config": old}))
+    assert is_finished(path, config)
+    changed = json.loads(json.dumps(config))
+    changed["settings"]["padding_free"] = True
+    assert not is_finished(path, changed)
+    del old["settings"]["lora_rank"]  # MICRO's is not the default
+    path.write_text(json.dumps({"config": old}))
+    assert not is_finished(path, config)
+
+
+def test_every_committed_record_is_finished_and_has_its_cell(monkeypatch):
+    def missing(profile, cells, purpose):
+        raise AssertionError(f"{purpose}: not finished: {[cell.name for cell in cells]}")
+
+    monkeypatch.setattr(grid, "_make_what_they_share", missing)
+    profile, grid_of = load_profile("lab"), studies()
+    tuned = tune(profile, [cell for cells in grid_of.values() for cell in cells], workers=0)
+    recorded = {purpose: set(cells_folder(profile, purpose).glob("*.json")) for purpose in PURPOSES}
+    for study, cells in grid_of.items():
+        paths = run_grid(profile, cells, tuned=tuned, purpose=purpose_of(study), workers=0)
+        recorded[purpose_of(study)] -= set(paths.values())
+    trials = {path for path in recorded["evidence"] if path.stem.endswith(("-seed_100", "-seed_101"))}
+    assert recorded == {"evidence": trials, "best_of_n": set(), "policy": set()}
