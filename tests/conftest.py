@@ -13,11 +13,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from rows import draw  # noqa: E402
+from styles import STYLES, raw_tokenizer  # noqa: E402
 
 from icrm_lib.language_model.causal import small_llama  # noqa: E402
 from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
 from icrm_lib.testbed import Language, known_truth  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +75,9 @@ def pairs_with_logprobs(pairs, language):
         return {"chosen_logprobs": chosen, "rejected_logprobs": rejected}
 
     return pairs.map(logprobs)
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """One prepared tokenizer of each style."""
+    return {style: prepare_tokenizer(raw_tokenizer(style)) for style in STYLES}

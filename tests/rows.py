@@ -1,5 +1,7 @@
 """Rows that several test files build."""
 
+import json
+
 import numpy as np
 
 
@@ -14,3 +16,19 @@ def draw(language, n, seed=0):
         rows.append(render(chat, return_dict=False))
         texts.append(text)
     return rows, starts, texts
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def good(**changes):
+    return {"prompt": "Name a colour.", "chosen": "Blue.", "rejected": "Egg.", **changes}
+
+
+def as_line(row):
+    return row if isinstance(row, bytes) else json.dumps(row).encode()

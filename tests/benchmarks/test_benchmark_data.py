@@ -349,6 +349,12 @@ def test_rmbench_files_of_one_domain_have_no_domain(tmp_path):
         ("a.parquet", b"PAR1 and no more", "is no whole Parquet file: .*; download or write it again"),
         ("a.jsonl", b'\n{"id": ', r"a\.jsonl:2: JSON syntax error; .*; write one complete JSON object per line"),
         ("a.json", b'[\n{"id": }]', r"a\.json:1: JSON syntax error; Expecting value at line 2, column 8"),
+        ("a.jsonl", b"\n" + b'{"id": ' * 100_000, r"a\.jsonl:2: JSON out of bounds; found thousands of brackets"),
+        (
+            "a.jsonl",
+            b'\n{"id": ' + b"9" * 5000 + b"}",
+            r"a\.jsonl:2: JSON out of bounds; found an integer of thousands",
+        ),
         ("a.json", b"[1]", r"a\.json:1: the row is a number; write each row as one JSON object"),
         ("a.jsonl", b"\n\xff\n", r"a\.jsonl:2: not UTF-8; byte 0xff at offset 0; save the file as UTF-8"),
         ("a.jsonl", b"\n\n", r"a\.jsonl: no rows; where there is a network, run `hf download allenai/reward-bench "),

@@ -1,24 +1,18 @@
 """Heatmaps: one scale, every token drawn once, and text from strangers stays text."""
 
 import re
-from html.parser import HTMLParser
-from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markup import Token, read
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from icrm_lib.figures import DIVERGING
 from icrm_lib.heatmaps.figure import CLOSING, Row, reward_norm, token_heatmap, token_heatmap_html
-
-
-class Token(NamedTuple):
-    text: str
-    reward: float
 
 
 def tokens(*pairs):
@@ -109,26 +103,6 @@ def test_text_of_any_script_is_drawn_without_complaint(tmp_path):
     figure = token_heatmap(tokens(*[(text, float(i)) for i, text in enumerate(odd)]), title="$\\frac")
     figure.savefig(tmp_path / "odd.png")
     assert {"$x^2$", "‹202E›", "‹200B›", "↵", "<b>", "‹0000›"} <= set(texts(figure))
-
-
-class Reader(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.attributes, self.text = set(), set(), ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def read(source):
-    reader = Reader()
-    reader.feed(source)
-    reader.close()
-    return reader
 
 
 def test_markup_in_a_response_is_text():

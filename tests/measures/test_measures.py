@@ -23,11 +23,6 @@ from icrm_lib.measures.tokens import (
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def noise_like(rng, arrays):
     return [rng.normal(size=len(array)) for array in arrays]
 
