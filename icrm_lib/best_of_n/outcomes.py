@@ -3,13 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from icrm_lib.best_of_n.expectation import pick_weights
 from icrm_lib.measures.pairs import Estimate
-from icrm_lib.rows import BadRow, file_rows
+from icrm_lib.rows import BadRow, file_rows, type_name
 
 
 def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -> dict[str, Estimate]:
@@ -59,20 +60,9 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     rows, refused = [], []
     for number, row in file_rows(path):
         try:
-            if isinstance(row, BadRow):
-                raise row
-            prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
-            if not isinstance(prompt, str) or not isinstance(responses, list) or not isinstance(correct, list):
-                raise ValueError("needs a text prompt and lists of responses and outcomes")
-            if not responses or len(responses) != len(correct):
-                raise ValueError(f"{len(responses)} responses with {len(correct)} outcomes; each needs one")
-            if not all(isinstance(r, str) and r.strip() for r in responses):
-                raise ValueError("a response is empty or no text")
-            if not all(isinstance(c, bool) or c in (0, 1) for c in correct):
-                raise ValueError("an outcome is neither true nor false")
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"missing key {error}" if isinstance(error, KeyError) else error
-            refused.append(f"{path}:{number}: {reason}; correct or remove the row")
+            prompt, responses, correct = _checked(row)
+        except BadRow as fault:
+            refused.append(f"{path}:{number}: {fault}")
             continue
         index = rows[-1]["prompt"] + 1 if rows else 0
         for j, (response, outcome) in enumerate(zip(responses, correct, strict=True)):
@@ -83,6 +73,26 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise ValueError(f"{path} has no usable row" + (f": {refused[0]}" if refused else ""))
     return pd.DataFrame(rows), refused
+
+
+def _checked(row: Any) -> tuple[str, list[str], list[bool]]:
+    def require(condition: bool, reason: str) -> None:
+        if not condition:
+            raise BadRow(reason, "correct or remove the row")
+
+    if isinstance(row, BadRow):
+        raise row
+    require(isinstance(row, dict), f"{type_name(row)} instead of an object")
+    for key in ("prompt", "responses", "correct"):
+        require(key in row, f"missing key {key!r}")
+    prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
+    are_lists = isinstance(responses, list) and isinstance(correct, list)
+    require(isinstance(prompt, str) and are_lists, "needs a text prompt and lists of responses and outcomes")
+    same = len(responses) == len(correct) > 0
+    require(same, f"{len(responses)} responses with {len(correct)} outcomes; each needs one")
+    require(all(isinstance(r, str) and r.strip() for r in responses), "a response is empty or no text")
+    require(all(isinstance(c, bool) or c in (0, 1) for c in correct), "an outcome is neither true nor false")
+    return prompt, responses, correct
 
 
 NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")

@@ -139,32 +139,20 @@ def purpose_of(study: str) -> str:
 RATES, MANY_RATES = (3e-3, 6e-3), (2e-3, 3e-3, 6e-3, 1e-2)
 # Where something else is trained, other rates are usual: a policy moves faster, a head alone more slowly.
 RATES_OF = {"implicit": (1e-3, 3e-3), "frozen_mlp": (3e-3, 1e-2, 3e-2, 1e-1)}
+_LAMBDA, _SFT = ("consistency_weight", (0.3, 0.6)), ("sft_weight", (0.01, 0.1))
 KNOBS: dict[str, tuple[str, tuple[float, float]] | None] = {
-    "bt": None,
-    "bt_margin": None,
+    **dict.fromkeys(("bt", "bt_margin", "frozen_mlp", "outcome", "prm")),
     "bt_label_smoothing": ("label_smoothing", (0.1, 0.2)),
     "bt_positive": ("positive_weight", (0.01, 0.1)),
     "bt_centered": ("center_rewards", (0.01, 0.1)),
-    "frozen_mlp": None,
-    "grm_sft": ("sft_weight", (0.01, 0.1)),
-    "grm_dpo_noref": ("sft_weight", (0.01, 0.1)),
-    "grm_dpo": ("sft_weight", (0.01, 0.1)),
+    **dict.fromkeys(("grm_sft", "grm_dpo_noref", "grm_dpo"), _SFT),
     "grm_as_in_icrm": ("sft_weight", (0.001, 0.1)),
-    "icrm": ("consistency_weight", (0.3, 0.6)),
-    "icrm_uniform": ("consistency_weight", (0.3, 0.6)),
-    "icrm_shuffled": ("consistency_weight", (0.3, 0.6)),
-    "icrm_plain_log": ("consistency_weight", (0.3, 0.6)),
-    "icrm_l1": ("consistency_weight", (0.3, 0.6)),
-    "icrm_l2": ("consistency_weight", (0.3, 0.6)),
-    "martingale": ("consistency_weight", (0.3, 0.6)),
-    "outcome": None,
-    "outcome_icrm": ("consistency_weight", (0.3, 0.6)),
+    **dict.fromkeys(("icrm", "icrm_uniform", "icrm_shuffled", "icrm_plain_log", "icrm_l1", "icrm_l2"), _LAMBDA),
+    **dict.fromkeys(("martingale", "outcome_icrm", "prm_icrm"), _LAMBDA),
     "implicit": ("text_beta", (0.1, 0.5)),
-    "prm": None,
-    "prm_icrm": ("consistency_weight", (0.3, 0.6)),
 }
 TUNED_AS = {
-    **{name: "icrm" for name in (*WEIGHTINGS, "icrm_centered_on_positions", "icrm_not_centered")},
+    **dict.fromkeys((*WEIGHTINGS, "icrm_centered_on_positions", "icrm_not_centered"), "icrm"),
     **{"grm_sft_mlp": "grm_sft", "ensemble_mean": "bt", "ensemble_worst": "bt"},
     **{"prm_noisy": "prm", "prm_noisy_icrm": "prm_icrm"},
 }

@@ -112,6 +112,7 @@ def training_rows(profile: Profile, cell: Cell, settings: RewardModelSettings) -
 
 
 def with_weights(profile: Profile, cell: Cell, rows: Dataset, statistic: str = "logprobs") -> Dataset:
+    """Add a statistic of the cell's generator for every response token."""
     if cell.generator != "unigram":
         return generator_workspace(profile, cell).add_logprobs(rows, statistic)
     starts, sides = rows["prompt_length"][:], [rows["chosen_ids"][:], rows["rejected_ids"][:]]
@@ -127,8 +128,8 @@ def compare_weights(profile: Profile, cell: Cell) -> dict[str, float]:
     """How the generator's probabilities of the training tokens compare with the exact ones."""
     rows = training_workspace(profile, cell).tokenized["train"]
     exact, other = (
-        np.exp(np.concatenate([np.concatenate(with_weights[name][:]) for name in columns()]))
-        for with_weights in (with_weights(profile, replace(cell, generator=g), rows) for g in ("exact", cell.generator))
+        np.exp(np.concatenate([np.concatenate(weighted[name][:]) for name in columns()]))
+        for weighted in (with_weights(profile, replace(cell, generator=g), rows) for g in ("exact", cell.generator))
     )
     return {
         "spearman": float(spearmanr(exact, other).statistic),

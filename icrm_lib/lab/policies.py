@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib.generator import model_scorer
@@ -74,11 +75,9 @@ def measure_policies(
         number of `pairs`, the share of them that the gold score confirms (`pairs_right`, equal ones left out) and
         `left_out`.
     """
-    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
-    train, test = workspace.prompts("train"), workspace.prompts("test")
-    policy = load_causal_lm(workspace.base_model).eval()
+    tokenizer, prompts = workspace.tokenizer, workspace.prompts("train")
     samples = training_samples(workspace)
-    scored = score_talks(tokenizer, rewards, talks_of(train, samples))
+    scored = score_talks(tokenizer, rewards, talks_of(prompts, samples))
     level = float(np.mean(np.concatenate(scored)))
 
     def outcome(talks: list[Conversation]) -> list[float]:
@@ -87,37 +86,38 @@ def measure_policies(
     def tokens(talks: list[Conversation]) -> list[float]:
         return [float((values - level).sum()) for values in score_talks(tokenizer, rewards, talks)]
 
-    judge = partial(_judged, workspace, policy, test)
-    results = {"reference": judge(policy)}
-    lora = workspace.profile.reward_model
+    ways = {
+        "dpo": partial(_by_dpo, workspace, samples.assign(score=[values[-1] for values in scored])),
+        "grpo_outcome": partial(_by_grpo, workspace, outcome),
+        "grpo_tokens": partial(_by_grpo, workspace, tokens),
+    }
+    reference = load_causal_lm(workspace.base_model).eval()
+    judge = partial(_judged, workspace, reference, workspace.prompts("test"))
+    results = {"reference": judge(reference)}
     for kind in kinds:
         begin = time.perf_counter()
-        if kind == "dpo":
-            groups = samples.assign(prompt=samples["prompt"] * GROUPS + samples["index"] // GROUP)
-            asked = [prompt for prompt in train for _ in range(GROUPS)]
-            pairs, left_out = pairs_from_samples(groups, [v[-1] for v in scored], asked, held_out=test)
-            about = {"pairs": len(pairs), "pairs_right": _pairs_right(workspace, pairs), "left_out": left_out}
-            options = replace(lora, learning_rate=DPO_RATE, epochs=DPO_EPOCHS)
-            trainer = train_dpo(
-                workspace.base_model, tokenizer, pairs, options, folder=folder / kind, seed=seed, beta=BETA
-            )
-        else:
-            about, reward = {}, {"grpo_outcome": outcome, "grpo_tokens": tokens}[kind]
-            options = replace(lora, learning_rate=GRPO_RATE, epochs=float(GROUPS), batch_size=GRPO_PROMPTS)
-            trainer = train_grpo(
-                workspace.base_model,
-                tokenizer,
-                train,
-                reward,
-                options,
-                folder=folder / kind,
-                seed=seed,
-                group=GROUP,
-                max_new_tokens=longest,
-            )
+        policy, about = ways[kind](folder=folder / kind, seed=seed)
         about["seconds"] = round(time.perf_counter() - begin, 2)
-        results[kind] = about | judge(trainer.model.merge_and_unload().eval())
+        results[kind] = about | judge(policy.merge_and_unload().eval())
     return results
+
+
+def _by_dpo(workspace: Workspace, samples: pd.DataFrame, **options: Any) -> tuple[PeftModel, dict[str, Any]]:
+    """Train on the best and the worst of each group of scored samples; also say what pairs they made."""
+    groups = samples.assign(prompt=samples["prompt"] * GROUPS + samples["index"] // GROUP)
+    asked = [prompt for prompt in workspace.prompts("train") for _ in range(GROUPS)]
+    pairs, left_out = pairs_from_samples(groups, groups["score"], asked, held_out=workspace.prompts("test"))
+    about = {"pairs": len(pairs), "pairs_right": _pairs_right(workspace, pairs), "left_out": left_out}
+    settings = replace(workspace.profile.reward_model, learning_rate=DPO_RATE, epochs=DPO_EPOCHS)
+    return train_dpo(workspace.base_model, workspace.tokenizer, pairs, settings, beta=BETA, **options).model, about
+
+
+def _by_grpo(workspace: Workspace, reward: Callable, **options: Any) -> tuple[PeftModel, dict[str, Any]]:
+    changes = {"learning_rate": GRPO_RATE, "epochs": float(GROUPS), "batch_size": GRPO_PROMPTS}
+    settings = replace(workspace.profile.reward_model, **changes)
+    options |= {"group": GROUP, "max_new_tokens": workspace.profile.downstream.max_new_tokens}
+    prompts = workspace.prompts("train")
+    return train_grpo(workspace.base_model, workspace.tokenizer, prompts, reward, settings, **options).model, {}
 
 
 def score_talks(

@@ -1,5 +1,6 @@
 """The grid as a list: names, seeds, studies, and the trials of tuning."""
 
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -73,3 +74,17 @@ def test_tuned_values_reach_the_method_its_variants_and_nobody_else():
 @pytest.mark.parametrize(("pairs", "epochs"), [(6, 2.0), (12, 2.0), (16, 1.5), (48, 1.0)])
 def test_more_pairs_mean_fewer_passes(pairs, epochs):
     assert settings_of(MICRO, Cell("bt", 0, pairs=pairs), {}).epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "nearest"),
+    [
+        ("method", "icmr", "did you mean 'icrm'?"),
+        ("generator", "exct", "did you mean 'exact'?"),
+        ("data", "confused", "did you mean 'confounded'?"),
+        ("base", "dubble", "did you mean 'double'?"),
+    ],
+)
+def test_a_cell_refuses_a_name_that_does_not_exist(part, value, nearest):
+    with pytest.raises(ValueError, match=re.escape(f"unknown {part} {value!r}; {nearest}")):
+        Cell(**{"method": "icrm", "seed": 0, part: value})
