@@ -33,7 +33,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa:
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
 from icrm_lib.testbed import Language  # noqa: E402
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer  # noqa: E402
+from icrm_lib.training.config import ICRMConfig  # noqa: E402
+from icrm_lib.training.trainer import ICRMTrainer  # noqa: E402
 
 LORA = {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

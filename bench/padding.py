@@ -25,7 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from icrm_lib import runtime
 from icrm_lib.language_model.causal import scratch_tokenizer
 from icrm_lib.reward_model.head import reward_head
-from icrm_lib.training.collation import packing
+from icrm_lib.training.packing import packing
 
 REAL = ("pandalm_human.jsonl", "alpacaeval_gpt4_train.jsonl")
 LONGEST = 1024

@@ -34,8 +34,8 @@ from icrm_lib.report.evidence import load_cells
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
 from icrm_lib.reward_model.model import RewardModel, TokenReward
 from icrm_lib.reward_model.value_head import load_value_head
+from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.fit import train_reward_model
-from icrm_lib.training.trainer import ICRMConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MINE = Profile("mine", data=DataSettings(preferences="own.jsonl"), generator=GeneratorSettings(kind="base"))

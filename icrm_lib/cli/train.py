@@ -21,7 +21,7 @@ from accelerate import PartialState  # noqa: E402
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
 from icrm_lib.methods import method_settings  # noqa: E402
 from icrm_lib.profiles import RewardModelSettings, load_profile  # noqa: E402
-from icrm_lib.training.trainer import reads_generator, statistic_of  # noqa: E402
+from icrm_lib.training.config import reads_generator, statistic_of  # noqa: E402
 
 FAILED = 1  # exit status when the data, the settings or a stage refuse
 

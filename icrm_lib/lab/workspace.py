@@ -17,14 +17,13 @@ from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
 from icrm_lib.methods import method_settings
-from icrm_lib.preferences import Report
+from icrm_lib.preferences import LABEL_KEYS, Report
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation
-from icrm_lib.training.collation import LABEL_COLUMNS
+from icrm_lib.training.config import reads_generator, statistic_of
 from icrm_lib.training.fit import train_reward_model, unsharded_model
-from icrm_lib.training.trainer import reads_generator, statistic_of
 
 
 class Workspace:
@@ -184,7 +183,7 @@ class Workspace:
             "generator": [asdict(self.profile.generator), self._generator.key()] if needs_generator else None,
             "seeds": [self.seed, seed],
         }
-        if labels := [name for name in LABEL_COLUMNS if name in train.column_names]:
+        if labels := [name for name in LABEL_KEYS if name in train.column_names]:
             key["labels"] = records.fingerprint([train[name][:] for name in labels])
 
         def make(folder: Path, checkpoints: Path) -> None:
@@ -200,8 +199,8 @@ class Workspace:
     def _training_pairs(self, method: str, settings: RewardModelSettings) -> Dataset:
         """The tokenised training pairs that a method learns from, with the columns that it reads."""
         train = self.tokenized["train"]
-        if settings.loss == "bradley_terry" and LABEL_COLUMNS[0] in train.column_names:
-            labels = zip(*(train[name][:] for name in LABEL_COLUMNS), strict=True)
+        if settings.loss == "bradley_terry" and LABEL_KEYS[0] in train.column_names:
+            labels = zip(*(train[name][:] for name in LABEL_KEYS), strict=True)
             train = train.select([row for row, (chosen, rejected) in enumerate(labels) if chosen > rejected])
         if settings.margin and "margin" not in train.column_names:
             raise ValueError(

@@ -40,7 +40,7 @@ from icrm_lib.preferences.paper import PRM800K, RECIPES, SHARES, SKYWORK, UNIFIE
 from icrm_lib.profiles import Profile, load_profile  # noqa: E402
 from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
-from icrm_lib.training.trainer import reads_generator  # noqa: E402
+from icrm_lib.training.config import reads_generator  # noqa: E402
 
 MADE_HERE = ("testbed", "scratch")
 SAMPLED_PAIRS = 64  # of the testbed, to learn how long its pairs are

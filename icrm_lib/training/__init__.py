@@ -1,12 +1,16 @@
-"""Training a reward model: configuration, trainer, collation, and one call that does it all."""
+"""Training a reward model: configuration, loss, trainer, and one call that does it all."""
 
+from icrm_lib.training.config import ICRMConfig, reads_generator, statistic_of
 from icrm_lib.training.fit import train_reward_model
-from icrm_lib.training.trainer import ConsistencyScale, ICRMConfig, ICRMTrainer, reads_generator, statistic_of
+from icrm_lib.training.loss import icrm_loss
+from icrm_lib.training.scale import ConsistencyScale
+from icrm_lib.training.trainer import ICRMTrainer
 
 __all__ = [
     "ConsistencyScale",
     "ICRMConfig",
     "ICRMTrainer",
+    "icrm_loss",
     "reads_generator",
     "statistic_of",
     "train_reward_model",

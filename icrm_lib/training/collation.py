@@ -1,4 +1,4 @@
-"""Batches of preference pairs: TRL's collator with what the token terms read, and packing without padding."""
+"""Batches of preference pairs: TRL's collator with what the token terms read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from icrm_lib.generator.cache import columns
 from icrm_lib.preferences import LABEL_KEYS
+from icrm_lib.training.packing import packing
 
 REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
-LABEL_COLUMNS = LABEL_KEYS
 STEP_COLUMNS = ("chosen_step_values", "rejected_step_values")
-MOST_PADDING = 0.05  # share of a packed batch that may be padding
 
 
 @dataclass
@@ -39,11 +38,11 @@ class DataCollatorForConsistency(DataCollatorWithLines):
         statistic: a member of `generator.STATISTICS`, whose columns hold one log-weight a response token, or None.
             Adds `token_probs`, their exponential.
         shuffled: permute each response's log-weights, always in the same order for the same response.
-        labels: adds `outcomes` (2B,), from `LABEL_COLUMNS` or, without them, 1 for chosen and 0 for rejected.
+        labels: adds `outcomes` (2B,), from `LABEL_KEYS` or, without them, 1 for chosen and 0 for rejected.
         steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
         reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
-        padding_free: adds `pack`, see `packing`.
-        one_row: see `packing`.
+        padding_free: adds `pack`, see `packing.packing`.
+        one_row: see `packing.packing`.
     """
 
     statistic: str | None = "logprobs"
@@ -66,9 +65,9 @@ class DataCollatorForConsistency(DataCollatorWithLines):
             weights = _placed(values, mask, "generator log-probabilities", fill=0.0)
             output["token_probs"] = weights.exp() * mask
         if self.labels:
-            given = LABEL_COLUMNS[0] in examples[0]
+            given = LABEL_KEYS[0] in examples[0]
             default = [1.0] * len(examples) + [0.0] * len(examples)
-            output["outcomes"] = torch.tensor(_sides(examples, LABEL_COLUMNS) if given else default).float()
+            output["outcomes"] = torch.tensor(_sides(examples, LABEL_KEYS) if given else default).float()
         if self.steps:
             output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
         if self.reference:
@@ -76,37 +75,6 @@ class DataCollatorForConsistency(DataCollatorWithLines):
         if self.padding_free:
             output["pack"] = packing(attended.sum(1).tolist(), attended.shape[1], one_row=self.one_row)
         return output
-
-
-def packing(lengths: list[int], width: int, *, one_row: bool = False) -> torch.Tensor:
-    """Lay the rows of a right-padded batch into as many rows as possible that are full but for `MOST_PADDING`.
-
-    Many short rows rather than one long one, because attention costs the square of a row's length where the kernel does
-    not know of packing. Longest row first, each into the emptiest bin.
-
-    Args:
-        lengths: tokens of each row, >= 1.
-        width: of the padded batch.
-        one_row: put all into one row, for attention kernels that know of packing.
-
-    Returns:
-        Index into the flattened batch of each packed token, -1 where a bin ends early. Shape: (bins, longest bin).
-    """
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for count in range(1 if one_row else len(lengths), 0, -1):
-        bins: list[list[int]] = [[] for _ in range(count)]
-        loads = [0] * count
-        for row in order:
-            emptiest = loads.index(min(loads))
-            bins[emptiest].append(row)
-            loads[emptiest] += lengths[row]
-        if sum(loads) >= (1.0 - MOST_PADDING) * count * max(loads):
-            break
-    pack = torch.full((count, max(loads)), -1)
-    for index, rows in enumerate(bins):
-        places = [torch.arange(row * width, row * width + lengths[row]) for row in rows]
-        pack[index, : loads[index]] = torch.cat(places)
-    return pack
 
 
 def _sides(examples: list[dict[str, Any]], names: tuple[str, str]) -> list:

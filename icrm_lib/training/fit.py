@@ -1,6 +1,6 @@
 """How one reward model is trained, on one device or several."""
 
-import dataclasses
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
 )
+from trl import RewardConfig
 
 from icrm_lib import runtime
 from icrm_lib.generator.cache import data_fingerprint
@@ -26,7 +27,12 @@ from icrm_lib.language_model.checkpoints import (
 from icrm_lib.language_model.loading import SAFE
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.trainer import ICRMTrainer
+
+# Settings that the trainer's configuration has beyond TRL's, by the same name.
+TERMS = {item.name for item in fields(ICRMConfig)} - {item.name for item in fields(RewardConfig)}
+TERMS &= {item.name for item in fields(RewardModelSettings)}
 
 
 def train_reward_model(
@@ -93,12 +99,12 @@ def train_reward_model(
         disable_tqdm=not runtime.watched(),
         seed=seed,
         center_rewards_coefficient=settings.center_rewards or None,
-        **{name: getattr(settings, name) for name in _TERMS},
+        **{name: getattr(settings, name) for name in TERMS},
     )
     model = _start(base_model, settings, args)
     if not isinstance(model, str):
         args.model_init_kwargs = None  # used up; the trainer would warn that it ignores them
-    key = {"settings": dataclasses.asdict(settings), "seed": seed, "base_model": str(base_model)}
+    key = {"settings": asdict(settings), "seed": seed, "base_model": str(base_model)}
     if checkpoints:
         key |= {"folder": checkpoints.name, "data": data_fingerprint(train_dataset)}
     trainer = ICRMTrainer(
@@ -108,13 +114,13 @@ def train_reward_model(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=None if settings.frozen_backbone else lora_config(settings),
+        failures=checkpoints or folder,
         callbacks=[LogFile(folder / "log.jsonl"), SealedCheckpoints(key)],
     )
     trainer.remove_callback(PrinterCallback)
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # PEFT has the head, TRL a four-bit model's LoRA in bfloat16: small steps vanish
             weight.data = weight.data.float()
-    trainer.failures = checkpoints or folder
     trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
     refuse_non_finite_weights(trainer.model)
     return trainer
@@ -161,13 +167,6 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
         return None
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
     return load_adapter(str(adapter), num_labels=1, dtype=dtype)
-
-
-# The settings that ICRMConfig has under the same name.
-_TERMS = (
-    *("consistency_weight", "sft_weight", "loss", "label_smoothing", "positive_weight"),
-    *("text_form", "text_beta", "weighting", "form", "centering", "padding_free"),
-)
 
 
 def lora_config(settings: RewardModelSettings) -> LoraConfig:

@@ -9,7 +9,7 @@ from styles import LOSSLESS, STYLES
 
 from icrm_lib.preferences import tokenize_pairs
 from icrm_lib.tokenization import tokenize_conversation
-from icrm_lib.training.trainer import DataCollatorForConsistency
+from icrm_lib.training.collation import DataCollatorForConsistency
 
 SPECIALS = sorted({special for style in LOSSLESS for special in STYLES[style][1]})
 PARTS = st.sampled_from(

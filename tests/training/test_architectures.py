@@ -14,7 +14,8 @@ from icrm_lib.lab.data import SPLITS
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.tokenization import tokenize_conversation
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.trainer import ICRMTrainer
 
 SIZES = {"batch_size": 4}
 MICRO = micro(

@@ -3,7 +3,7 @@
 from datasets import Dataset
 from rows import good
 
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+from icrm_lib.training import ICRMConfig, ICRMTrainer
 
 
 def test_the_trainer_reports_bad_rows_and_special_tokens_stay_text(base_model, tokenizer, tmp_path, caplog):

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, save_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from icrm_lib.training.collation import LABEL_COLUMNS, MOST_PADDING, STEP_COLUMNS, packing
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+from icrm_lib.preferences import LABEL_KEYS
+from icrm_lib.training.collation import STEP_COLUMNS
+from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.packing import MOST_PADDING, packing
+from icrm_lib.training.trainer import ICRMTrainer
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(0, 50))
@@ -65,7 +68,7 @@ def rows(tokenizer):
             row[f"{side}_step_values"] = torch.rand(len(part), generator=generator).tolist()
             row[f"{side}_label"] = float(side == "chosen")
         result.append(row)
-    assert set(LABEL_COLUMNS + STEP_COLUMNS) <= set(result[0])
+    assert set(LABEL_KEYS + STEP_COLUMNS) <= set(result[0])
     return result
 
 

@@ -26,7 +26,8 @@ import torch
 from datasets import load_from_disk
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from icrm_lib.training.trainer import ICRMConfig, ICRMTrainer
+from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.trainer import ICRMTrainer
 
 base, data, folder, batch, cases = sys.argv[1:]
 rank = int(os.environ.get("RANK", 0))

@@ -15,8 +15,8 @@ from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.profiles import RewardModelSettings, build, known_profiles, load_profile
 from icrm_lib.reward_model.head import reward_head
 from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.fit import train_reward_model, unsharded_model
-from icrm_lib.training.trainer import ICRMConfig
 
 TINY = RewardModelSettings(
     lora_rank=2, lora_alpha=4, epochs=1, batch_size=4, learning_rate=1e-2, mlp_size=8, sft_weight=0.01

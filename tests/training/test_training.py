@@ -23,19 +23,15 @@ from icrm_lib.generator.cache import model_scorer
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.objectives import CENTERINGS, FORMS, bradley_terry_loss, consistency_terms
-from icrm_lib.training.trainer import (
-    LABEL_COLUMNS,
-    LOSSES,
-    REFERENCE_COLUMNS,
-    STEP_COLUMNS,
-    TEXT_FORMS,
-    WEIGHTINGS,
-    ConsistencyScale,
-    ICRMConfig,
-    ICRMTrainer,
-    load_lm_head,
-)
+from icrm_lib.preferences import LABEL_KEYS
+from icrm_lib.profiles import RewardModelSettings, options
+from icrm_lib.training.collation import REFERENCE_COLUMNS, STEP_COLUMNS
+from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.scale import ConsistencyScale
+from icrm_lib.training.text import load_lm_head
+from icrm_lib.training.trainer import ICRMTrainer
 
+LOSSES, TEXT_FORMS, WEIGHTINGS = (options(RewardModelSettings, name) for name in ("loss", "text_form", "weighting"))
 SMALL = {
     "per_device_train_batch_size": 4,
     "max_steps": 6,
@@ -559,7 +555,7 @@ def with_margin(data):
 
 
 def without_labels(data):
-    return data.remove_columns(LABEL_COLUMNS)
+    return data.remove_columns(LABEL_KEYS)
 
 
 BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
@@ -748,9 +744,9 @@ def test_random_partners_follow_the_seed(base_model, tokenizer, rich, tmp_path):
         ({"weighting": "top1_margin"}, ("chosen_logmargins", "rejected_logmargins")),
         ({"loss": "process"}, STEP_COLUMNS),
         ({"text_form": "grm_dpo"}, REFERENCE_COLUMNS),
-        ({"loss": "outcome"}, LABEL_COLUMNS[1:]),
-        ({"loss": "outcome"}, LABEL_COLUMNS[:1]),
-        ({"loss": "process"}, LABEL_COLUMNS[1:]),
+        ({"loss": "outcome"}, LABEL_KEYS[1:]),
+        ({"loss": "outcome"}, LABEL_KEYS[:1]),
+        ({"loss": "process"}, LABEL_KEYS[1:]),
     ],
 )
 def test_a_missing_column_is_named(base_model, tokenizer, rich, tmp_path, settings, missing):
