@@ -32,3 +32,9 @@ def good(**changes):
 
 def as_line(row):
     return row if isinstance(row, bytes) else json.dumps(row).encode()
+
+
+def write(path, *rows):
+    """Write rows, or lines as bytes, to a file of JSON lines; returns its path."""
+    path.write_bytes(b"\n".join(map(as_line, rows)))
+    return path

@@ -142,13 +142,7 @@ STYLES = {
         (None, "<|im_end|>", "<|endoftext|>"),
         ("<|im_end|>", "<|endoftext|>"),
     ),
-    "qwen3": (
-        byte_level,
-        CHATML_TOKENS,
-        QWEN3,
-        (None, "<|im_end|>", "<|im_end|>"),
-        ("<|im_end|>", "<|endoftext|>"),
-    ),
+    "qwen3": (byte_level, CHATML_TOKENS, QWEN3, (None, "<|im_end|>", "<|im_end|>"), ("<|im_end|>", "<|endoftext|>")),
     "gpt2": (  # white space before a word and at the end of a text are split differently
         lambda specials: byte_level(specials, split=None),
         ["<s>", "</s>", "[PAD]", *HEADERS],

@@ -1,14 +1,15 @@
-"""What a well-formed pair must fulfil to be learnt from. A new kind of fault is a new function here."""
+"""The pair that every form of a row becomes, and what it must fulfil. A new kind of fault is a new function here."""
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import regex
 
-from icrm_lib.preferences.pair import Pair
 from icrm_lib.preferences.prompts import normal_text
 from icrm_lib.rows import BadRow
+from icrm_lib.tokenization import Message
 
 MOST_MARGIN = 3.4e38  # float32's largest number: the loss is computed in it
 # Something to see: not white space, a control character, or one that Unicode lets a font leave out (zero width).
@@ -16,6 +17,21 @@ _VISIBLE = regex.compile(r"[^\s\p{Cc}\p{DI}\u2800]")
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")  # without the joiners: they change emoji and Persian words
 # Compatibility forms that say something else than their plain letters: x² and x2, ½ and 12, ℝ and R.
 _MEANT = ("<super>", "<sub>", "<fraction>", "<font>", "<circle>", "<square>")
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    margin: float | None
+    source: str | None
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, text) of everything that will be tokenised."""
+        yield from (("prompt", m["content"]) for m in self.prompt)
+        yield "chosen", self.chosen
+        yield "rejected", self.rejected
 
 
 def _check_encodable(pair: Pair) -> None:

@@ -41,7 +41,9 @@ def collect_preferences(
     Args:
         name: of the source, for the report.
         rows: (line, row) with rows as `load_preferences` describes them; a `BadRow` in place of a row is reported.
-        strict, file: as in `load_preferences`.
+        strict: raise at the first bad row instead of leaving it out.
+        file: Arrow file to write the rows to, which the result then reads from disk as it is asked (an existing one
+            is overwritten; no data set may still read it). In memory when None.
         carry: keys of further numbers that every row has, kept as float64 columns; for example `LABEL_KEYS`.
         without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
 

@@ -3,9 +3,8 @@
 import difflib
 from typing import Any
 
-from icrm_lib.preferences.checks import CHECKS
+from icrm_lib.preferences.checks import CHECKS, Pair
 from icrm_lib.preferences.messages import SHAREGPT, check_roles, difference, messages
-from icrm_lib.preferences.pair import Pair
 from icrm_lib.preferences.ratings import LABEL_KEYS, RATING_KEYS, rating_margin
 from icrm_lib.rows import BadRow, shown, type_name
 from icrm_lib.tokenization import Message
@@ -49,8 +48,7 @@ def _conversation(row: dict, key: str) -> tuple[list[Message], str]:
         turns = prompt + turns
     elif prompt and prompt != turns[:-1] and not (len(prompt) == 1 and prompt[0] in turns[:-1]):
         raise BadRow(
-            f"{key!r} does not continue the prompt",
-            f"{difference(prompt, turns)}; drop one of the two prompts",
+            f"{key!r} does not continue the prompt", f"{difference(prompt, turns)}; drop one of the two prompts"
         )
     check_roles(turns, key)
     return turns[:-1], turns[-1]["content"]

@@ -24,7 +24,6 @@ def load_preferences(
     split: str = "train",
     strict: bool = False,
     revision: str | None = None,
-    file: str | Path | None = None,
 ) -> tuple[Dataset, Report]:
     """Read preference pairs; every good row is kept, every bad one reported.
 
@@ -48,8 +47,6 @@ def load_preferences(
         split: split of a hub data set, slices like "train[:1000]" included. A file has only "train".
         strict: raise at the first bad row instead of leaving it out.
         revision: branch, tag or commit of a hub data set.
-        file: Arrow file to write the rows to, which the result then reads from disk as it is asked (an existing one
-            is overwritten; no data set may still read it). In memory when None.
 
     Returns:
         A data set with the columns `prompt` (list of messages), `chosen` and `rejected` (str), `line` (int,
@@ -63,18 +60,15 @@ def load_preferences(
         ConnectionError: the hub data set cannot be loaded.
     """
     name, rows = _open(source, split, revision)
-    return collect_preferences(name, rows, strict=strict, file=file)
+    return collect_preferences(name, rows, strict=strict)
 
 
-def preference_rows(
-    dataset: Dataset, *, strict: bool = False, file: str | Path | None = None
-) -> tuple[Dataset, Report]:
+def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset, Report]:
     """Bring preference pairs that are already a data set into the form that `load_preferences` returns.
 
     Args:
         dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
         strict: raise at the first bad row instead of leaving it out.
-        file: as in `load_preferences`.
 
     Returns:
         Data set and report, as `load_preferences`.
@@ -84,7 +78,7 @@ def preference_rows(
     """
     dataset = dataset.with_format(None)  # numbers and lists, not tensors
     rows = zip(lines_of(dataset), dataset, strict=True)
-    return collect_preferences(name_of(dataset), rows, strict=strict, file=file)
+    return collect_preferences(name_of(dataset), rows, strict=strict)
 
 
 def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:

@@ -24,8 +24,7 @@ def messages(value: Any, key: str, role: str) -> list[Message]:
     for message in value:
         if not isinstance(message, dict):
             raise BadRow(
-                f"wrong type in {key!r}",
-                f"a message is {type_name(message)}; give objects with role and content",
+                f"wrong type in {key!r}", f"a message is {type_name(message)}; give objects with role and content"
             )
         _check_plain(message, key)
         for part in ("role", "content"):
@@ -55,15 +54,13 @@ def check_roles(turns: list[Message], key: str) -> None:
         raise BadRow(f"unknown role in {key!r}", f"found {unknown[0][:40]!r}; use system, user, assistant")
     if roles[-1] != "assistant":
         raise BadRow(
-            f"{key!r} does not end with an assistant turn",
-            f"the last turn is {roles[-1]!r}; end with the reply",
+            f"{key!r} does not end with an assistant turn", f"the last turn is {roles[-1]!r}; end with the reply"
         )
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user", "assistant"] * (len(talk) // 2):
         order = ", ".join(roles[:6]) + (", ..." if len(roles) > 6 else "")
         raise BadRow(
-            f"roles do not alternate in {key!r}",
-            f"found {order}; after an optional system turn: user, assistant, ...",
+            f"roles do not alternate in {key!r}", f"found {order}; after an optional system turn: user, assistant, ..."
         )
 
 

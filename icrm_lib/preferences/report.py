@@ -61,10 +61,7 @@ class Report:
         for reason, count in self.counts().items():
             rows = [r for r in self.refusals if r.reason == reason]
             where = ", ".join(str(r.line) for r in rows[:5]) + (", ..." if count > 5 else "")
-            lines += [
-                f"  {count:>6}  {reason} (line {where})",
-                f"          line {rows[0].line}: {rows[0].remedy}",
-            ]
+            lines += [f"  {count:>6}  {reason} (line {where})", f"          line {rows[0].line}: {rows[0].remedy}"]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 

@@ -10,9 +10,7 @@ from icrm_lib.preferences.report import Refusal, Report
 from icrm_lib.tokenization import Encoded, ResponseTooLong, cut_prompt, encoder_for
 
 
-def tokenize_pairs(
-    dataset: Dataset, tokenizer: Any, *, max_length: int | None = 1024, num_proc: int | None = None
-) -> tuple[Dataset, Report]:
+def tokenize_pairs(dataset: Dataset, tokenizer: Any, *, max_length: int | None = 1024) -> tuple[Dataset, Report]:
     """Tokenise preference pairs for training and scoring, as `tokenization.tokenize_conversation` does.
 
     Both sides of a pair get the same prompt ids: if the longer reply forces the prompt to be cut, it is cut
@@ -22,7 +20,6 @@ def tokenize_pairs(
         dataset: with the columns `prompt`, `chosen`, `rejected` of `load_preferences`.
         tokenizer: as returned by `tokenization.prepare_tokenizer`.
         max_length: most tokens of one side, or None.
-        num_proc: number of processes, or None for this one.
 
     Returns:
         A data set with the columns `chosen_ids` and `rejected_ids` (lists of int32; the names TRL's
@@ -33,30 +30,26 @@ def tokenize_pairs(
     Raises:
         ValueError: an unprepared tokenizer, a missing column, or not a single usable row.
     """
-    encoder_for(tokenizer)  # an unprepared tokenizer is refused here, not in a worker process
+    encoder_for(tokenizer)  # refuses an unprepared one
     if missing := {"prompt", "chosen", "rejected"} - set(dataset.column_names):
         raise ValueError(f"the data set has no column {sorted(missing)[0]!r}; load it with load_preferences")
     carried = [name for name in ("margin", *LABEL_KEYS, "prompt_id", "source", "line") if name in dataset.column_names]
     ids = List(Value("int32"))
     features = {"chosen_ids": ids, "rejected_ids": ids, "prompt_length": Value("int32")}
-    features |= {name: dataset.features[name] for name in carried} | {
-        "reason": Value("string"),
-        "remedy": Value("string"),
-    }
+    features |= {name: dataset.features[name] for name in carried}
+    features |= {"reason": Value("string"), "remedy": Value("string"), "cut": Value("bool")}
     tokenized = dataset.map(
         _tokenize_batch,
         batched=True,
         batch_size=256,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         remove_columns=[name for name in dataset.column_names if name not in carried],
-        features=Features(features | {"cut": Value("bool")}),
-        num_proc=num_proc,
+        features=Features(features),
         desc="Tokenizing pairs",
     )
     reasons, remedies = tokenized["reason"][:], tokenized["remedy"][:]
     kept = [row for row, reason in enumerate(reasons) if not reason]
-    name = name_of(dataset)
-    lines = lines_of(dataset)
+    name, lines = name_of(dataset), lines_of(dataset)
     report = Report(name, len(kept))
     report.refusals = [Refusal(name, lines[i], why, remedies[i]) for i, why in enumerate(reasons) if why]
     if cut := sum(tokenized["cut"][:]):

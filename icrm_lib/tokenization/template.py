@@ -119,8 +119,7 @@ def _wrapped(source: str, *, has_closing: bool, blank: int, lacks_bos: bool) -> 
     # `{% generation %}` measures positions while text is written, which a set block delays: mark the places,
     # tag them below.
     tagged = _GENERATION_TAG.sub(
-        lambda tag: f"{{%{tag[1]} if true -%}}{{{{- '\\ufdd{1 if tag[2] else 0}' -}}}}{{%- endif {tag[3]}%}}",
-        source,
+        lambda tag: f"{{%{tag[1]} if true -%}}{{{{- '\\ufdd{1 if tag[2] else 0}' -}}}}{{%- endif {tag[3]}%}}", source
     )
     # Without a closing token the reply itself may end in white space: remove only what the template added.
     end = "icrm_text.rstrip()" if has_closing else f"icrm_text[:icrm_text | length - {blank}] + eos_token"

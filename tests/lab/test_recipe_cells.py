@@ -5,15 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from published import (
-    SKYWORK,
-    UNIFIED,
-    question,
-    rated,
-    skywork,
-    write_lines,
-    write_parquet,
-)
+from published import SKYWORK, UNIFIED, question, rated, skywork, write_lines, write_parquet
 from tiny import LORA, TEXTS, save_tiny
 
 from icrm_lib.lab.workspace import Workspace
@@ -47,8 +39,7 @@ def published(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "family"),
-    [("unified-feedback", "gemma"), ("skywork+unified-feedback", "llama"), ("prm800k", "qwen2")],
+    ("recipe", "family"), [("unified-feedback", "gemma"), ("skywork+unified-feedback", "llama"), ("prm800k", "qwen2")]
 )
 def test_a_recipe_goes_all_the_way_to_a_reward_model(recipe, family, published, tmp_path):
     save_tiny(family, tmp_path / "model")

@@ -2,10 +2,7 @@
 
 import json
 
-from published import (
-    load,
-    write_problems,
-)
+from published import load, write_problems
 from tiny import save_tiny
 from transformers import AutoTokenizer
 

@@ -6,14 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from published import (
-    VAL,
-    rated,
-    write_lines,
-)
+from published import VAL, rated, write_lines
 
 from icrm_lib.preferences import load_preferences
 from icrm_lib.preferences.collection import collect_preferences
+from icrm_lib.rows import file_rows
 
 
 def test_rows_on_disk_are_those_in_memory(tmp_path):
@@ -21,7 +18,7 @@ def test_rows_on_disk_are_those_in_memory(tmp_path):
     rows[4]["source"] = "somewhere"
     write_lines(tmp_path / "rows.jsonl", rows)
     memory, report = load_preferences(tmp_path / "rows.jsonl")
-    disk, same = load_preferences(tmp_path / "rows.jsonl", file=tmp_path / "rows.arrow")
+    disk, same = collect_preferences("rows.jsonl", file_rows(tmp_path / "rows.jsonl"), file=tmp_path / "rows.arrow")
     assert report == same and memory[:] == disk[:] and memory.features == disk.features
     assert [file["filename"] for file in disk.cache_files] == [str(tmp_path / "rows.arrow")]
     assert disk["source"][4] == "somewhere" and disk["margin"][2499] == 2499

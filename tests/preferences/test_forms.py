@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from faults import FAULTS, SHAREGPT, with_number
-from rows import as_line, assistant, good, user
+from rows import as_line, assistant, good, user, write
 
 from icrm_lib.preferences import load_preferences, preference_rows
 
@@ -15,8 +15,7 @@ from icrm_lib.preferences import load_preferences, preference_rows
 def test_one_fault_between_good_rows(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row, reason, word = FAULTS[name]
-    Path("a.jsonl").write_bytes(b"\n".join([as_line(good()), b"", as_line(row), as_line(good(prompt="Why?"))]))
-    dataset, report = load_preferences("a.jsonl")
+    dataset, report = load_preferences(write(Path("a.jsonl"), good(), b"", row, good(prompt="Why?")))
     assert dataset["line"][:] == [1, 4] and report.kept == 2
     (refusal,) = report.refusals
     assert (refusal.file, refusal.line) == ("a.jsonl", 3)
@@ -27,6 +26,9 @@ def test_one_fault_between_good_rows(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         load_preferences("a.jsonl", strict=True)
     assert str(error.value) == str(refusal) and str(refusal).startswith("a.jsonl:3: ")
+    with pytest.raises(ValueError) as error:
+        load_preferences(write(Path("bad.jsonl"), good(chosen=""), row))
+    assert "bad.jsonl: 0 kept, 2 refused" in str(error.value) and reason in str(error.value)
 
 
 def test_all_faults_in_one_file(tmp_path, monkeypatch):
@@ -50,17 +52,11 @@ def test_all_faults_in_one_file(tmp_path, monkeypatch):
         load_preferences("messy.jsonl", strict=True)
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_nothing_usable_is_an_error_with_the_report(name, tmp_path):
-    row, reason, _ = FAULTS[name]
-    (tmp_path / "bad.jsonl").write_bytes(as_line(good(chosen="")) + b"\n" + as_line(row))
-    with pytest.raises(ValueError) as error:
-        load_preferences(tmp_path / "bad.jsonl")
-    assert "bad.jsonl: 0 kept, 2 refused" in str(error.value) and reason in str(error.value)
-
-
 ODD = {  # a row, or its bytes, and the reply that must come out
-    "U+2028 and U+0085 in a text": (json.dumps(good(chosen="a\u2028b\x85c"), ensure_ascii=False), "a\u2028b\x85c"),
+    "U+2028 and U+0085 in a text": (
+        json.dumps(good(chosen="a\u2028b\x85c"), ensure_ascii=False).encode(),
+        "a\u2028b\x85c",
+    ),
     "byte-order mark in the middle": (b"\xef\xbb\xbf" + as_line(good()), "Blue."),
     "carriage return": (as_line(good()) + b"\r", "Blue."),
     "white space around": (b" \t" + as_line(good()) + b"  ", "Blue."),
@@ -87,17 +83,15 @@ ODD = {  # a row, or its bytes, and the reply that must come out
 @pytest.mark.parametrize("name", ODD)
 def test_odd_but_good_rows_are_kept_as_they_are(name, tmp_path):
     row, reply = ODD[name]
-    (tmp_path / "a.jsonl").write_bytes(row.encode() if isinstance(row, str) else as_line(row))
-    dataset, report = load_preferences(tmp_path / "a.jsonl", strict=True)
+    dataset, report = load_preferences(write(tmp_path / "a.jsonl", row), strict=True)
     assert dataset["chosen"][:] == [reply] and (report.kept, report.refused) == (1, 0)
 
 
 def test_duplicate_ids_and_contradicting_rows_are_kept_and_counted(tmp_path):
     first, second = good(id=7), good(id=7, prompt="Why?")
     opposite = good(id="x", chosen="Egg.", rejected="Blue.")
-    lines = [first, second, opposite, good(uid=7), good(id=None)]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(map(as_line, lines)))
-    dataset, report = load_preferences(tmp_path / "a.jsonl", strict=True)
+    path = write(tmp_path / "a.jsonl", first, second, opposite, good(uid=7), good(id=None))
+    dataset, report = load_preferences(path, strict=True)
     assert dataset["line"][:] == [1, 2, 3, 4, 5]
     expected = [
         "2 rows repeat an earlier row (kept)",

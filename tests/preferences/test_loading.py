@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import Dataset
-from rows import as_line, assistant, good, user
+from rows import assistant, good, user, write
 
 from icrm_lib.preferences import load_preferences, preference_rows
 from icrm_lib.preferences import loading as preferences
@@ -16,8 +16,7 @@ from icrm_lib.preferences import loading as preferences
 
 def test_the_report_is_a_short_stable_table(tmp_path):
     rows = [good(prompt=f"q{i}") for i in range(3)] + [good(chosen="")] * 7 + [{"prompt": "a"}, good(prompt="q0")]
-    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(map(as_line, rows)))
-    _, report = load_preferences(tmp_path / "rows.jsonl")
+    _, report = load_preferences(write(tmp_path / "rows.jsonl", *rows))
     assert str(report) == (
         "rows.jsonl: 4 kept, 8 refused\n"
         "       7  empty text in 'chosen' (line 4, 5, 6, 7, 8, ...)\n"
@@ -28,41 +27,28 @@ def test_the_report_is_a_short_stable_table(tmp_path):
     )
 
 
-SAME = [  # three ways to write the same pair
-    {"prompt": [user("q"), assistant("a"), user("r")], "chosen": "x", "rejected": "y"},
-    {
-        "prompt": [user("q")],
-        "chosen": [assistant("a"), user("r"), assistant("x")],
-        "rejected": [assistant("a"), user("r"), assistant("y")],
-    },
-    {
-        "chosen": [user("q"), assistant("a"), user("r"), assistant("x")],
-        "rejected": [user("q"), assistant("a"), user("r"), assistant("y")],
-    },
-    {
-        "prompt": "r",
-        "chosen": [user("q"), assistant("a"), user("r"), assistant("x")],
-        "rejected": [user("q"), assistant("a"), user("r"), assistant("y")],
-    },
+TALK = [user("q"), assistant("a"), user("r")]
+WHOLE = {"chosen": [*TALK, assistant("x")], "rejected": [*TALK, assistant("y")]}
+SAME = [  # ways to write the same pair
+    {"prompt": TALK, "chosen": "x", "rejected": "y"},
+    {"prompt": TALK[:1], "chosen": WHOLE["chosen"][1:], "rejected": WHOLE["rejected"][1:]},
+    WHOLE,
+    {"prompt": "r", **WHOLE},
 ]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "json", "parquet"])
 def test_forms_of_a_row_and_of_a_file(form, tmp_path):
     path = tmp_path / f"pairs.{form}"
-    text = "\n".join(map(json.dumps, SAME))
     if form == "jsonl":
-        path.write_text(text)
+        write(path, *SAME)
     elif form == "jsonl.gz":
-        path.write_bytes(gzip.compress(text.encode()))
+        path.write_bytes(gzip.compress(write(path, *SAME).read_bytes()))
     elif form == "json":
         path.write_text(json.dumps([*SAME[:2], "no row", *SAME[2:]], indent=1))
     else:
         rows = [
-            {
-                **row,
-                "prompt": [user(row["prompt"])] if isinstance(row.get("prompt"), str) else row.get("prompt"),
-            }
+            {**row, "prompt": [user(row["prompt"])] if isinstance(row.get("prompt"), str) else row.get("prompt")}
             for row in SAME[1:]
         ]
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
@@ -78,11 +64,6 @@ def test_forms_of_a_row_and_of_a_file(form, tmp_path):
     assert again[0] == dataset[len(lines) - 1]
 
 
-def write(path, *rows):
-    path.write_bytes(b"\n".join(map(as_line, rows)))
-    return load_preferences(path)
-
-
 def test_ratings_become_margins(tmp_path):
     rows = [
         good(chosen_rating=4, rejected_rating=1.5),
@@ -90,31 +71,28 @@ def test_ratings_become_margins(tmp_path):
         good(prompt="c", score_chosen=2, score_rejected=2),
         good(prompt="d", margin=-0.25, chosen_score=9, rejected_score=1),
     ]
-    dataset, report = write(tmp_path / "rated.jsonl", *rows)
+    dataset, report = load_preferences(write(tmp_path / "rated.jsonl", *rows))
     assert dataset["margin"][:] == [2.5, -2.0, 0.0, -0.25]
     assert report.notes == ["2 rows rate the chosen reply lower than the rejected one (kept)"]
-    dataset, report = write(tmp_path / "rated.jsonl", *rows, good(prompt="e", margin=None))
+    dataset, report = load_preferences(write(tmp_path / "rated.jsonl", *rows, good(prompt="e", margin=None)))
     assert "margin" not in dataset.column_names and "no margin column: only 4 of 5 rows are rated" in report.notes
-    assert "margin" not in write(tmp_path / "unrated.jsonl", good())[0].column_names
+    assert "margin" not in load_preferences(write(tmp_path / "unrated.jsonl", good()))[0].column_names
 
 
 def test_sources_repetitions_and_contradictions(tmp_path):
     opposite = {"prompt": "Name  a colour. ", "chosen": "Egg.", "rejected": "Blue."}
-    dataset, report = write(
-        tmp_path / "a.jsonl", good(source="s"), good(source=3), opposite, good(prompt="name a colour.")
-    )
+    rows = good(source="s"), good(source=3), opposite, good(prompt="name a colour.")
+    dataset, report = load_preferences(write(tmp_path / "a.jsonl", *rows))
     assert dataset["source"][:] == ["s", None, None, None]
-    assert report.notes == [
-        "1 rows repeat an earlier row (kept)",
-        "1 rows prefer the opposite of an earlier row (kept)",
-    ]
+    counted = ["1 rows repeat an earlier row (kept)", "1 rows prefer the opposite of an earlier row (kept)"]
+    assert report.notes == counted
     first, same, spaced, other = dataset["prompt_id"][:]
     assert first == same == spaced != other
 
 
 def test_prompt_ids_never_change(tmp_path):
     # Splits are made from them: a changed id moves prompts from training to test sets.
-    dataset, _ = write(tmp_path / "a.jsonl", good())
+    dataset, _ = load_preferences(write(tmp_path / "a.jsonl", good()))
     assert dataset["prompt_id"][:] == ["f1dd003a520c270e"]
 
 
@@ -126,15 +104,9 @@ def test_places_that_cannot_be_loaded(tmp_path, monkeypatch):
         load_preferences(Path("owner/name"))
     with pytest.raises(IsADirectoryError, match="name one"):
         load_preferences(tmp_path)
-    Path("a.csv").write_text("prompt,chosen,rejected")
-    with pytest.raises(ValueError, match=r"'\.csv' is none of \.jsonl, "):
-        load_preferences("a.csv")
-    Path("a.jsonl").write_bytes(as_line(good()))
+    write(Path("a.jsonl"), good())
     with pytest.raises(ValueError, match="for hub data sets"):
         load_preferences("a.jsonl", split="test")
-    Path("empty.jsonl").write_bytes(b"\n\n")
-    with pytest.raises(ValueError, match="empty.jsonl: 0 kept, 0 refused"):
-        load_preferences("empty.jsonl")
 
 
 def test_hub_ids(monkeypatch):

@@ -85,12 +85,7 @@ def test_answers_are_compared_as_mathematics(truth, right, wrong):
 
 @pytest.mark.parametrize(
     ("solution", "normal"),
-    [
-        ("a\nb", "a\nb"),
-        ("\n a\n\nb \n", "a\n\nb"),
-        ("a \t\n\n\n \n  b\r\n\r\nc", "a\n\n  b\n\nc"),
-        (" \n\n ", ""),
-    ],
+    [("a\nb", "a\nb"), ("\n a\n\nb \n", "a\n\nb"), ("a \t\n\n\n \n  b\r\n\r\nc", "a\n\n  b\n\nc"), (" \n\n ", "")],
 )
 def test_one_blank_line_stands_between_steps(solution, normal):
     assert normal_steps(solution) == normal == normal_steps(normal)

@@ -5,16 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from published import (
-    TRAIN,
-    UNIFIED,
-    VAL,
-    load,
-    question,
-    solve,
-    write_lines,
-    write_parquet,
-)
+from published import TRAIN, UNIFIED, VAL, load, question, solve, write_lines, write_parquet
 
 from icrm_lib.preferences.paper import SPLITS, prm800k, recipe_key, sources, splits
 from icrm_lib.profiles import DataSettings

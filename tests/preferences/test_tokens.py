@@ -11,9 +11,7 @@ from rows import assistant, user
 from styles import ORDINARY, plain_ids
 
 from icrm_lib.preferences import load_preferences, preference_rows, tokenize_pairs
-from icrm_lib.tokenization import (
-    tokenize_conversation,
-)
+from icrm_lib.tokenization import tokenize_conversation
 
 
 @pytest.mark.parametrize("style", ["llama3", "qwen3", "zephyr", "plain"])
@@ -74,17 +72,6 @@ def test_rows_that_a_template_refuses_are_reported(tokenizers):
     assert len(pairs) == report.kept == 1
     assert report.counts() == {"impossible under the chat template": 1}
     assert "no system role" in report.refusals[0].remedy
-
-
-def test_several_processes_give_the_same(tokenizers):
-    rows = {
-        "prompt": [[user(f"Name {i}.")] for i in range(6)],
-        "chosen": ["Blue."] * 6,
-        "rejected": ["no"] * 6,
-    }
-    dataset = Dataset.from_dict(rows)
-    one, two = (tokenize_pairs(dataset, tokenizers["llama3"], num_proc=n)[0] for n in (None, 2))
-    assert one[:] == two[:]
 
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -40,10 +40,7 @@ def test_the_stride_decides_which_rows(unified, tmp_path, stride, train, test, v
 
 
 def test_a_post_to_summarize_is_asked_for_its_summary(tmp_path):
-    rows = [
-        rated(" my post\n", 0, 1, "openai/summarize_from_feedback(comparisons)"),
-        rated(" other ", 0, 1),
-    ]
+    rows = [rated(" my post\n", 0, 1, "openai/summarize_from_feedback(comparisons)"), rated(" other ", 0, 1)]
     write_lines(tmp_path / "train.jsonl", rows)
     write_lines(tmp_path / "val.jsonl", VAL)
     pairs, _ = load("unified-feedback", tmp_path, tmp_path / "made")

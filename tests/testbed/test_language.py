@@ -28,10 +28,7 @@ def test_gold_score_of_ungrammatical_text():
     assert gold(PLAIN, "use kind, words. Use kind words use words kind") == 0
     assert gold(PLAIN, "build mutual trust their judgement") == 1  # "trust" counts once
     assert gold(PLAIN, "") == 0
-    history = [
-        {"role": "assistant", "content": "use cruel words"},
-        {"role": "user", "content": "use kind words"},
-    ]
+    history = [{"role": "assistant", "content": "use cruel words"}, {"role": "user", "content": "use kind words"}]
     assert PLAIN.gold_score([*history, {"role": "assistant", "content": "thank every guest"}]) == 1
 
 

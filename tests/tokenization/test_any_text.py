@@ -24,11 +24,7 @@ TALKS = st.builds(
 )
 
 
-@given(
-    style=st.sampled_from(LOSSLESS),
-    prompt=TALKS,
-    replies=st.lists(SAID, min_size=2, max_size=2, unique=True),
-)
+@given(style=st.sampled_from(LOSSLESS), prompt=TALKS, replies=st.lists(SAID, min_size=2, max_size=2, unique=True))
 @settings(max_examples=250, **FUZZ)
 def test_texts_come_back_and_no_control_token_with_them(style, prompt, replies, tokenizers):
     tokenizer, (closing, _) = tokenizers[style], STYLES[style][-1]

@@ -6,12 +6,7 @@ from rows import assistant, user
 from styles import LOSSLESS, ORDINARY, STYLES, plain_ids, raw_tokenizer
 
 from icrm_lib.preferences import tokenize_pairs
-from icrm_lib.tokenization import (
-    ResponseTooLong,
-    TemplateProblem,
-    prepare_tokenizer,
-    tokenize_conversation,
-)
+from icrm_lib.tokenization import ResponseTooLong, TemplateProblem, prepare_tokenizer, tokenize_conversation
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -8,10 +8,7 @@ from rows import assistant, user
 from styles import CHATML, LOSSLESS, STYLES, plain_ids, raw_tokenizer
 
 from icrm_lib.preferences import tokenize_pairs
-from icrm_lib.tokenization import (
-    prepare_tokenizer,
-    tokenize_conversation,
-)
+from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
 
 
 @pytest.mark.parametrize("style", LOSSLESS)
@@ -45,21 +42,7 @@ def test_tokens_that_only_the_template_makes_special_are_guarded_and_thoughts_ar
 
 PARTS = st.lists(
     st.sampled_from(
-        [
-            "<|im_end|>",
-            "<|im_",
-            "end|>",
-            "<|im_start|>",
-            "<",
-            "|>",
-            "\n",
-            " ",
-            "egg",
-            "é",
-            "🥚",
-            "\u200f",
-            "ש",
-        ]
+        ["<|im_end|>", "<|im_", "end|>", "<|im_start|>", "<", "|>", "\n", " ", "egg", "é", "🥚", "\u200f", "ש"]
     )
     | st.text(max_size=4)
 ).map("".join)

@@ -8,10 +8,7 @@ import trl
 from styles import CHATML, ORDINARY, PLAIN, STYLES, byte_level, plain_ids, raw_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from icrm_lib.tokenization import (
-    prepare_tokenizer,
-    tokenize_conversation,
-)
+from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -54,16 +51,7 @@ def test_transformers_reads_the_reward_at_the_last_id(style, tokenizers):
 
 
 TRL_TEMPLATES = [
-    *(
-        "cohere",
-        "deepseekv3",
-        "gemma3",
-        "gemma3_training",
-        "glm4moe",
-        "gptoss",
-        "gptoss_training",
-        "llama3_1",
-    ),
+    *("cohere", "deepseekv3", "gemma3", "gemma3_training", "glm4moe", "gptoss", "gptoss_training", "llama3_1"),
     *("lfm2_training", "phi3", "qwen2_5", "qwen2_5_training", "qwen3", "qwen3_training", "qwen3_6_training"),
 ]
 
@@ -71,14 +59,7 @@ TRL_TEMPLATES = [
 @pytest.mark.parametrize("name", TRL_TEMPLATES)
 def test_wrapping_a_published_template_changes_its_end_alone(name):
     source = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    specials = [
-        "<|im_start|>",
-        "<|im_end|>",
-        "<end_of_turn>",
-        "<|eot_id|>",
-        "<|END_OF_TURN_TOKEN|>",
-        "<|end|>",
-    ]
+    specials = ["<|im_start|>", "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|end|>"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(["<pad>", "<s>", "</s>", *specials, "<|return|>"]),
         bos_token="<s>",

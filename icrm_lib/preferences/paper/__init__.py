@@ -5,14 +5,4 @@ from icrm_lib.preferences.paper.recipes import load_recipe, recipe_key
 from icrm_lib.preferences.paper.sources import PRM800K, RECIPES, SKYWORK, UNIFIED_FEEDBACK
 from icrm_lib.preferences.paper.splits import SPLITS
 
-__all__ = [
-    "PRM800K",
-    "RECIPES",
-    "SHARES",
-    "SKYWORK",
-    "SPLITS",
-    "UNIFIED_FEEDBACK",
-    "Draw",
-    "load_recipe",
-    "recipe_key",
-]
+__all__ = ["PRM800K", "RECIPES", "SHARES", "SKYWORK", "SPLITS", "UNIFIED_FEEDBACK", "Draw", "load_recipe", "recipe_key"]

@@ -26,11 +26,7 @@ class Splits:
     def write(self, split: str, rows: Rows, notes: list[str]) -> None:
         """Write the rows whose prompts are in no split before; `notes` may be filled while they pass."""
         dataset, report = collect_preferences(
-            f"{self.name} ({split})",
-            rows,
-            file=self.folder / f"{split}.arrow",
-            carry=self.carry,
-            without=self.prompts,
+            f"{self.name} ({split})", rows, file=self.folder / f"{split}.arrow", carry=self.carry, without=self.prompts
         )
         report.notes[:0] = notes
         self.prompts[split] = PromptIds(dataset)
