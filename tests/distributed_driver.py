@@ -38,8 +38,8 @@ ALWAYS = {"num_train_epochs": 2, "learning_rate": 0.1, "optim": "sgd", "logging_
 }
 
 
-def train(case: str, base: Path, data: Path, out: Path, batch: int) -> None:
-    """Train one case from the checkpoint after two steps where it is saved, and write the log of this process."""
+def train(case: str, base: Path, data: Path, out: Path, batch: int) -> ICRMTrainer:
+    """Train one case, where it saves checkpoints a second time from the first of them; write this process's log."""
     rows, terms = CASES[case]
     launched = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
     args = ICRMConfig(output_dir=str(out), per_device_train_batch_size=batch, **ALWAYS | terms | launched)
@@ -60,12 +60,13 @@ def train(case: str, base: Path, data: Path, out: Path, batch: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"log-{os.environ.get('RANK', 0)}.json").write_text(json.dumps(found))
     trainer.save_model(str(out))  # the first process alone writes
-    trainer.accelerator.end_training()
+    return trainer
 
 
 def train_all(base: Path, data: Path, folder: Path, batch: int) -> None:
     for case in CASES:
-        train(case, base, data, folder / case, batch)
+        trainer = train(case, base, data, folder / case, batch)
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
