@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from icrm_lib.best_of_n.expectation import pick_weights
+from icrm_lib.measures.answers import boxed_answer
 from icrm_lib.measures.pairs import Estimate
 from icrm_lib.rows import BadRow, file_rows, type_name
 
@@ -105,7 +106,7 @@ def final_answer(response: str) -> str:
     compared as text, so two ways to write one formula are two answers.
     """
     response = response.replace("\u2212", "-")  # the minus sign
-    answer = _boxed(response)
+    answer = boxed_answer(response)
     if answer is None:
         numbers = NUMBER.findall(response)
         answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
@@ -114,19 +115,6 @@ def final_answer(response: str) -> str:
         number = float(answer.replace(",", ""))
         return f"{number + 0.0:.12g}"
     return answer
-
-
-def _boxed(response: str) -> str | None:
-    """What stands between the braces of the last box, nested ones included."""
-    start = response.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed")
-    for position in range(begin, len(response)):
-        depth += {"{": 1, "}": -1}.get(response[position], 0)
-        if depth == 0:
-            return response[begin + 1 : position]
-    return None
 
 
 def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:

@@ -1,14 +1,14 @@
 """Solutions of PRM800K's problems, sampled here and labelled by their boxed answers."""
 
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from icrm_lib.measures.answers import boxed_answer, right_solutions
 from icrm_lib.preferences.paper.sources import PRM800K, Rows
 from icrm_lib.preferences.paper.splits import SPLITS, Splits
 from icrm_lib.preferences.prompts import identify_prompt, split_by_prompt
@@ -95,38 +95,3 @@ def _solution_pairs(problems: Dataset, drawn: list[list[str]], notes: list[str])
 def normal_steps(solution: str) -> str:
     """Return a solution with exactly one blank line between its steps, and none around them."""
     return re.sub(r"[^\S\n]*\n\s*\n", "\n\n", solution.strip())
-
-
-def boxed_answer(solution: str) -> str | None:
-    r"""Return what stands in the last `\boxed{...}`, braces inside it included; None without one, or if it stays open.
-
-    Braces that LaTeX prints, `\{` and `\}`, do not count.
-    """
-    start = solution.rfind("\\boxed{")
-    if start < 0:
-        return None
-    begin, depth = start + len("\\boxed{"), 1
-    for brace in re.finditer(r"\\.|[{}]", solution[begin:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return solution[begin : begin + brace.start()]
-    return None
-
-
-def right_solutions(solutions: Iterable[str], truth: str) -> list[bool]:
-    """Say of each solution whether its boxed answer is the problem's, however it is written.
-
-    Args:
-        solutions: texts; one without a boxed answer is wrong.
-        truth: the answer, LaTeX without a box.
-    """
-    from math_verify import parse, verify  # late: it loads a computer algebra system
-
-    # Its limits on time use a signal, which only the main thread has.
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    want, known = parse(f"\\boxed{{{truth}}}", parsing_timeout=seconds), {}
-    answers = [boxed_answer(solution) for solution in solutions]
-    for answer in set(answers) - {None}:
-        found = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
-        known[answer] = answer.strip() == truth.strip() or verify(want, found, timeout_seconds=seconds)
-    return [answer is not None and known[answer] for answer in answers]
