@@ -11,8 +11,7 @@ from icrm_lib.best_of_n.early_rejection import choose_schedule, early_rejection,
 from icrm_lib.best_of_n.expectation import pick_weights
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.inputs import policy_workspace
-from icrm_lib.lab.samples import policy_samples, talks_of
-from icrm_lib.lab.workspace import Workspace
+from icrm_lib.lab.workspace import Workspace, answered
 from icrm_lib.language_model.sampling import SamplingSettings
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.profiles import Profile
@@ -73,14 +72,14 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
     validation, test = (workspace.prompts(split)[:limit] for split in ("validation", "test"))
     prompts = [*validation, *test]
     settings = SamplingSettings(n=candidates, max_new_tokens=longest)
-    samples = policy_samples(workspace, prompts, settings)
+    samples = workspace.samples(prompts, settings)
     samples = samples[samples["finished"]]
     counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
     if counts.min() == 0:
         raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
     kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
-    talks = talks_of(prompts, samples)
+    talks = answered(prompts, samples)
     tokens = tokenize_conversations(tokenizer, talks)
     return Pool(
         rows=[row.input_ids for row in tokens],

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from icrm_lib.generator import model_scorer
 from icrm_lib.lab.cells import ON_POLICY, Cell
 from icrm_lib.lab.inputs import policy_workspace
-from icrm_lib.lab.samples import policy_samples, talks_of
-from icrm_lib.lab.workspace import Workspace
+from icrm_lib.lab.workspace import Workspace, answered
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.sampling import SamplingSettings, greedy, sample
 from icrm_lib.measures.tokens import TokenScorer
@@ -77,7 +76,7 @@ def measure_policies(
     """
     tokenizer, prompts = workspace.tokenizer, workspace.prompts("train")
     samples = training_samples(workspace)
-    scored = score_talks(tokenizer, rewards, talks_of(prompts, samples))
+    scored = score_talks(tokenizer, rewards, answered(prompts, samples))
     level = float(np.mean(np.concatenate(scored)))
 
     def outcome(talks: list[Conversation]) -> list[float]:
@@ -132,7 +131,7 @@ def training_samples(workspace: Workspace) -> pd.DataFrame:
     """Return the base model's samples of the training prompts; drawn once and kept in `runs/`."""
     longest = workspace.profile.downstream.max_new_tokens
     settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
-    return policy_samples(workspace, workspace.prompts("train"), settings)
+    return workspace.samples(workspace.prompts("train"), settings)
 
 
 def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:
@@ -158,7 +157,7 @@ def _judged(
     settings = SamplingSettings(n=GROUP, max_new_tokens=longest, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         samples = sample(policy, tokenizer, prompts, settings, Path(folder) / "samples.jsonl")
-    talks = talks_of(prompts, samples)
+    talks = answered(prompts, samples)
     rows = tokenize_conversations(tokenizer, talks)
     asked = [(row.input_ids, row.prompt_length) for row in rows]
     ours, theirs = (model_scorer(model, tokenizer.pad_token_id)(asked) for model in (policy, reference))

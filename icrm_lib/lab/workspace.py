@@ -6,24 +6,24 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.generator import model_fingerprint
-from icrm_lib.generator.cache import data_fingerprint
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
 from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
-from icrm_lib.methods import method_settings
-from icrm_lib.preferences import LABEL_KEYS, Report
-from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
+from icrm_lib.lab.trained import trained_folder
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.sampling import SamplingSettings, sample
+from icrm_lib.preferences import Report
+from icrm_lib.profiles import Profile, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation
-from icrm_lib.training.config import reads_generator, statistic_of
-from icrm_lib.training.fit import train_reward_model, unsharded_model
 
 
 class Workspace:
@@ -143,6 +143,12 @@ class Workspace:
         """
         return self._generator.add_logprobs(pairs, statistic)
 
+    def samples(self, prompts: Sequence[Conversation], settings: SamplingSettings) -> pd.DataFrame:
+        """Return the base model's responses to some prompts (see `sample`); drawn once, kept among the artefacts."""
+        key = {"policy": model_fingerprint(self.base_model), "settings": asdict(settings)}
+        path = self._artefacts.path("samples", key).with_suffix(".jsonl")
+        return sample(load_causal_lm(self.base_model).eval(), self.tokenizer, prompts, settings, path)
+
     def judge(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Say what responses are worth: gold scores on the testbed, else the rewards of the profile's judge.
 
@@ -172,44 +178,7 @@ class Workspace:
 
     def reward_model_folder(self, method: str, seed: int = 0) -> Path:
         """Return its directory: the merged model and `log.jsonl`, the training log."""
-        settings = method_settings(self.profile.reward_model, method)
-        needs_generator = reads_generator(settings)
-        train = self._training_pairs(method, settings)
-        key = {
-            "base_model": model_fingerprint(self.base_model),
-            "settings": asdict(settings),
-            "pairs": data_fingerprint(train),
-            "margin": records.fingerprint(train["margin"][:]) if "margin" in train.column_names else None,
-            "generator": [asdict(self.profile.generator), self._generator.key()] if needs_generator else None,
-            "seeds": [self.seed, seed],
-        }
-        if labels := [name for name in LABEL_KEYS if name in train.column_names]:
-            key["labels"] = records.fingerprint([train[name][:] for name in labels])
-
-        def make(folder: Path, checkpoints: Path) -> None:
-            rows = self.add_logprobs(train, statistic_of(settings)) if needs_generator else train
-            options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
-            trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
-            model = unsharded_model(trainer, settings, folder)
-            if model is not None:
-                RewardModel(model, self.tokenizer).save_pretrained(folder)
-
-        return self._artefacts.get("reward_model", key, make, trains=True, together=True)
-
-    def _training_pairs(self, method: str, settings: RewardModelSettings) -> Dataset:
-        """The tokenised training pairs that a method learns from, with the columns that it reads."""
-        train = self.tokenized["train"]
-        if settings.loss == "bradley_terry" and LABEL_KEYS[0] in train.column_names:
-            labels = zip(*(train[name][:] for name in LABEL_KEYS), strict=True)
-            train = train.select([row for row, (chosen, rejected) in enumerate(labels) if chosen > rejected])
-        if settings.margin and "margin" not in train.column_names:
-            raise ValueError(
-                f"{method} subtracts the difference of ratings, and not all pairs of {self.profile.data.preferences!r} "
-                "have ratings; take data that have, or another method"
-            )
-        if "margin" in train.column_names and not settings.margin:
-            train = train.remove_columns("margin")  # TRL subtracts a margin column whenever it sees one
-        return train
+        return trained_folder(self._generator, method, seed)
 
     def write_record(self, noun: str, metrics: dict) -> Path:
         """Write `results/<profile>/<noun>.json`, or `<noun>-<file>.json` for data that are not the profile's own.
@@ -225,3 +194,8 @@ class Workspace:
             shown = runtime.display_path(runtime.resolve_path(source)) if is_file(source) else source
             config["data"] = config["data"] | {"preferences": shown}
         return records.write_record(noun, self.profile.name, config, metrics)
+
+
+def answered(prompts: Sequence[Conversation], samples: pd.DataFrame) -> list[Conversation]:
+    """Return the conversations that samples (see `Workspace.samples`) make with their prompts, row by row."""
+    return [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]

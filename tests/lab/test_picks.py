@@ -48,7 +48,7 @@ def test_a_model_that_knows_only_at_the_end_loses_by_stopping_early(pool):
 
 def test_a_pool_is_sampled_once_and_knows_its_gold_scores(tmp_path, monkeypatch, base_model, tokenizer, language):
     workspace = Workspace("smoke", base_model=base_model, folder=tmp_path)
-    monkeypatch.setattr("icrm_lib.lab.samples.sample", drawn_from(language))
+    monkeypatch.setattr("icrm_lib.lab.workspace.sample", drawn_from(language))
     pool = sample_pool(workspace, candidates=6, limit=2)
     assert pool.gold.shape == pool.lengths.shape == (4, 5) and pool.validation.tolist() == [True] * 2 + [False] * 2
     texts = [tokenizer.decode(row[start:-1]) for row, start in zip(pool.rows, pool.starts, strict=True)]
@@ -77,7 +77,7 @@ def drawn_from(language):
 def test_a_prompt_whose_responses_never_end_is_named(tmp_path, monkeypatch, base_model):
     workspace = Workspace("smoke", base_model=base_model, folder=tmp_path)
     monkeypatch.setattr(
-        "icrm_lib.lab.samples.sample",
+        "icrm_lib.lab.workspace.sample",
         lambda *_: pd.DataFrame({"prompt": [0], "index": 0, "response": "a", "finished": True}),
     )
     with pytest.raises(ValueError, match="no response to .* ended within 128 tokens"):

@@ -10,7 +10,7 @@ from tiny import micro
 from transformers import AutoModelForSequenceClassification
 
 from icrm_lib import runtime
-from icrm_lib.lab import workspace
+from icrm_lib.lab import trained
 from icrm_lib.lab.data import SPLITS
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.preferences import tokenize_pairs
@@ -45,13 +45,13 @@ def test_ratings_reach_methods_with_a_margin_alone(own, own_file, monkeypatch, t
     unrated = tmp_path / "unrated.jsonl"
     text = own_file.read_text(encoding="utf-8")
     unrated.write_text(text.replace("chosen_rating", "note").replace("rejected_rating", "remark"), encoding="utf-8")
-    train_reward_model, given = workspace.train_reward_model, []
+    train_reward_model, given = trained.train_reward_model, []
 
     def note(base_model, tokenizer, rows, *args, **kwargs):
         given.append(set(rows.column_names))
         return train_reward_model(base_model, tokenizer, rows, *args, **kwargs)
 
-    monkeypatch.setattr(workspace, "train_reward_model", note)
+    monkeypatch.setattr(trained, "train_reward_model", note)
     options = {"base_model": own.base_model, "folder": tmp_path / "runs"}
     rated, plain = (Workspace(MICRO, preferences=file, **options) for file in (own_file, unrated))
     assert "margin" in rated.tokenized["train"].column_names and "margin" not in plain.tokenized["train"].column_names
@@ -95,11 +95,11 @@ def test_a_profile_is_loaded_by_name_and_lies_under_its_own_name():
 
 def test_a_reward_model_with_an_mlp_head_is_read_as_it_was_trained(copied, monkeypatch):
     ws = Workspace(micro(reward_model={"mlp_size": 8}), folder=copied)
-    trained, kept = workspace.train_reward_model, []
-    monkeypatch.setattr(workspace, "train_reward_model", lambda *a, **k: kept.append(trained(*a, **k)) or kept[0])
+    train, kept = trained.train_reward_model, []
+    monkeypatch.setattr(trained, "train_reward_model", lambda *a, **k: kept.append(train(*a, **k)) or kept[0])
     talks = conversations(ws.pairs["test"], "chosen")
     scores = ws.reward_model("grm_sft_mlp").score(talks)
-    want = workspace.RewardModel(kept[0].model, ws.tokenizer).score(talks)
+    want = RewardModel(kept[0].model, ws.tokenizer).score(talks)
     np.testing.assert_allclose(scores, want, atol=1e-5)
     np.testing.assert_array_equal(ws.reward_model("grm_sft_mlp").score(talks), scores)
 
