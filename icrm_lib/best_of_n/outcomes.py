@@ -1,6 +1,5 @@
 """Outcomes of picks: won or lost under a judge, right or wrong where the answer is known."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from icrm_lib.best_of_n.expectation import pick_weights
-from icrm_lib.measures.answers import boxed_answer
-from icrm_lib.measures.pairs import Estimate
+from icrm_lib.measures.answers import final_answer
+from icrm_lib.measures.statistics import Estimate, means_over_prompts
 from icrm_lib.rows import BadRow, file_rows, type_name
 
 
@@ -33,18 +32,7 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
         raise ValueError("a judge's score is not finite; leave the prompt out for both methods")
     outcome = np.where(np.abs(difference) <= margin, 0, np.sign(difference))
     hits = np.column_stack([(outcome == sign).reshape(len(outcome), -1).mean(1) for sign in (1, 0, -1)])
-    return dict(zip(("win", "tie", "lose"), _over_prompts(hits), strict=True))
-
-
-def _over_prompts(values: np.ndarray) -> list[Estimate]:
-    """Mean over prompts of each column, with a 95 % interval that resamples prompts. Shape: (prompts, measures).
-
-    Rounded to 1e-12: shares of few prompts lie on the edges of what a table prints, and the order of a sum must not
-    show there.
-    """
-    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    return [Estimate(*np.round(row, 12).tolist()) for row in zip(values.mean(0), low, high, strict=True)]
+    return dict(zip(("win", "tie", "lose"), means_over_prompts(hits), strict=True))
 
 
 def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
@@ -96,27 +84,6 @@ def _checked(row: Any) -> tuple[str, list[str], list[bool]]:
     return prompt, responses, correct
 
 
-NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-
-
-def final_answer(response: str) -> str:
-    r"""Return what a worked solution ends on: its last `\boxed{...}` whole, else its last number, else its last line.
-
-    White space and case do not count, nor how a number is written: "1,200.00" and "1200" are one answer. Formulas are
-    compared as text, so two ways to write one formula are two answers.
-    """
-    response = response.replace("\u2212", "-")  # the minus sign
-    answer = boxed_answer(response)
-    if answer is None:
-        numbers = NUMBER.findall(response)
-        answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
-    answer = "".join(answer.split()).casefold()
-    if NUMBER.fullmatch(answer):
-        number = float(answer.replace(",", ""))
-        return f"{number + 0.0:.12g}"
-    return answer
-
-
 def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:
     """How often the chosen response is right, chosen by a reward model and by what it has to beat.
 
@@ -143,4 +110,4 @@ def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFram
         pick = pick_weights(group["score"].to_numpy(), len(group)) @ right
         by_prompt.append((right.mean(), majority, pick, right.max()))
     names = ["mean", "majority", "pick", "oracle"]
-    return pd.DataFrame(_over_prompts(np.array(by_prompt)), columns=["value", "low", "high"], index=names)
+    return pd.DataFrame(means_over_prompts(np.array(by_prompt)), columns=["value", "low", "high"], index=names)

@@ -2,12 +2,12 @@
 
 from icrm_lib.measures.pairs import (
     Calibration,
-    Estimate,
     accuracy_by,
     length_controlled_accuracy,
     pair_accuracy,
     preference_calibration,
 )
+from icrm_lib.measures.statistics import Estimate
 from icrm_lib.measures.tokens import (
     agreement_by_response,
     calibration,

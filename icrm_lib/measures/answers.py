@@ -4,6 +4,8 @@ import re
 import threading
 from collections.abc import Iterable
 
+NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+
 
 def boxed_answer(solution: str) -> str | None:
     r"""Return what stands in the last `\boxed{...}`, braces inside it included; None without one, or if it stays open.
@@ -19,6 +21,24 @@ def boxed_answer(solution: str) -> str | None:
         if depth == 0:
             return solution[begin : begin + brace.start()]
     return None
+
+
+def final_answer(response: str) -> str:
+    r"""Return what a worked solution ends on: its last `\boxed{...}` whole, else its last number, else its last line.
+
+    White space and case do not count, nor how a number is written: "1,200.00" and "1200" are one answer. Formulas are
+    compared as text, so two ways to write one formula are two answers.
+    """
+    response = response.replace("\u2212", "-")  # the minus sign
+    answer = boxed_answer(response)
+    if answer is None:
+        numbers = NUMBER.findall(response)
+        answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
+    answer = "".join(answer.split()).casefold()
+    if NUMBER.fullmatch(answer):
+        number = float(answer.replace(",", ""))
+        return f"{number + 0.0:.12g}"
+    return answer
 
 
 def right_solutions(solutions: Iterable[str], truth: str) -> list[bool]:

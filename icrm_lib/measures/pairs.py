@@ -8,23 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
-from scipy.stats import bootstrap
 
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval.
-
-    Attributes:
-        value: the estimate on all the data.
-        low, high: percentile bootstrap interval.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from icrm_lib.measures.statistics import Estimate, clustered_share
 
 
 def pair_accuracy(
@@ -54,7 +39,7 @@ def pair_accuracy(
     """
     chosen, rejected = _sides(chosen, rejected, prompts)
     everything = np.ones(len(chosen), dtype=bool)
-    return _accuracy(chosen > rejected, [everything], _clusters(prompts), resamples, seed)
+    return clustered_share(chosen > rejected, [everything], _clusters(prompts), resamples=resamples, seed=seed)
 
 
 def accuracy_by(
@@ -235,7 +220,10 @@ def _table(
     """Return a frame with the accuracy of each row's strata, as `accuracy_by` describes."""
     clusters = _clusters(prompts)
     table = {
-        name: [sum(stratum.sum() for stratum in strata), *_accuracy(right, strata, clusters, resamples, seed)]
+        name: [
+            sum(stratum.sum() for stratum in strata),
+            *clustered_share(right, strata, clusters, resamples=resamples, seed=seed),
+        ]
         for name, strata in rows.items()
     }
     columns = ["pairs", *(field if field != "value" else "accuracy" for field in Estimate._fields)]
@@ -245,33 +233,3 @@ def _table(
 def _clusters(prompts: Sequence) -> np.ndarray:
     """Return the number of each pair's prompt, in the order of their texts."""
     return pd.factorize(np.array([str(prompt) for prompt in prompts], dtype=object), sort=True)[0]
-
-
-def _accuracy(right: np.ndarray, strata: list[np.ndarray], clusters: np.ndarray, resamples: int, seed: int) -> Estimate:
-    """Return the mean over strata (masks of pairs) of the share of right pairs; whole prompts are resampled."""
-    if not all(stratum.any() for stratum in strata):
-        return Estimate(np.nan, np.nan, np.nan)
-    used = np.logical_or.reduce(strata)
-    _, cluster = np.unique(clusters[used], return_inverse=True)
-    sums = [np.bincount(cluster, weights=(stratum & part)[used]) for stratum in strata for part in (right, used)]
-
-    def accuracy(*sums: np.ndarray, axis: int) -> np.ndarray:
-        totals = [each.sum(axis) for each in sums]
-        with np.errstate(invalid="ignore"):
-            shares = [hits / size for hits, size in zip(totals[::2], totals[1::2], strict=True)]
-        return np.nanmean(shares, axis=0)  # a resample can miss one of the strata, not all
-
-    value = float(accuracy(*sums, axis=0))
-    if len(sums[0]) < 2:
-        return Estimate(value, value, value)
-    result = bootstrap(
-        sums,
-        accuracy,
-        paired=True,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2**21 // len(sums[0])),  # memory; the numbers are the same without
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return Estimate(value, *map(float, result.confidence_interval))

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from icrm_lib import records, runtime
-from icrm_lib.report.evidence import compare, contrasts_table, estimate, load_cells
+from icrm_lib.report.cells import load_cells
+from icrm_lib.report.evidence import compare, contrasts_table, estimate
 
 _NUMBER = r"[+−-]?\d*\.?\d+"
 MARKED = re.compile(rf"(?P<text>{_NUMBER}(?: \[{_NUMBER}, {_NUMBER}\])?)(?P<comment> ?%?<!-- = (?P<what>[^>]+?) -->)")

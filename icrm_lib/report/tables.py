@@ -1,17 +1,15 @@
-"""The paper's tables, from committed records alone: ours with interval and seeds beside the paper's, bold computed."""
+"""The paper's tables, from committed records alone: mean, interval and seeds, bold computed."""
 
-import html
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from icrm_lib import records, runtime
-from icrm_lib.report.evidence import ALPHA, command_for, compare, estimate, holm, load_cells
-
-NOT_TRANSCRIBED = "not transcribed"  # no source for the paper's own value is at hand
+from icrm_lib.lab.cells import EVERY_METHOD, FORMS, WEIGHTINGS
+from icrm_lib.measures.statistics import ALPHA, holm
+from icrm_lib.report.cells import command_for, load_cells
+from icrm_lib.report.evidence import compare, estimate
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Table:
         title: what it compares.
         paper: which item of the paper it is the twin of.
         rows: variant of the records -> what it is called.
-        columns: measure of `evidence.MEASURES` -> what it is called.
+        columns: measure of `measured.MEASURES` -> what it is called.
         purpose: which records: "evidence", "best_of_n" or "policy".
         lower_is_better: measures for which the lowest mean is best.
         unranked: measures without a best.
@@ -39,22 +37,10 @@ class Table:
     unranked: tuple[str, ...] = ()
 
 
-METHODS = {
-    "frozen_mlp": "Frozen backbone, MLP",
-    "bt": "Bradley-Terry",
-    "bt_margin": "+ margin",
-    "bt_label_smoothing": "+ label smoothing",
-    "bt_positive": "+ positive regularisation",
-    "bt_centered": "+ reward centring",
-    "ensemble_mean": "Ensemble of 3, mean",
-    "ensemble_worst": "Ensemble of 3, worst",
-    "grm_sft": "GRM (SFT)",
-    "grm_dpo_noref": "GRM (DPO, no reference)",
-    "grm_dpo": "GRM (DPO)",
-    "grm_as_in_icrm": "ICRM without regulariser",
-    "icrm": "ICRM",
-    "icrm_uniform": "ICRM, p = 1",
-}
+def _labels(*methods: str, suffix: str = "") -> dict[str, str]:
+    return {f"{method}{suffix}": EVERY_METHOD[method].label for method in methods}
+
+
 SECTIONS = {
     "accuracy": "In distribution",
     "longer": "Longer",
@@ -62,27 +48,30 @@ SECTIONS = {
     "unseen verbs": "Unseen verbs",
 }
 BOTH = {"accuracy": "Accuracy", "longer": "Longer", "token agreement": "Token agreement"}
-POLICY_ROWS = {
-    "bt": "Bradley-Terry",
-    "grm_sft": "GRM (SFT)",
-    "icrm": "ICRM",
-    "icrm_uniform": "ICRM, p = 1",
-    "true_scores": "gold labels (ceiling)",
-}
+PICKERS = _labels("bt", "grm_sft", "icrm", "icrm_uniform", "implicit")
 TABLES = (
-    Table("reward_models_400", "Reward models, 400 pairs", "reward-model table, smaller data", METHODS, SECTIONS),
+    Table(
+        "reward_models_400",
+        "Reward models, 400 pairs",
+        "reward-model table, smaller data",
+        _labels(
+            *("frozen_mlp", "bt", "bt_margin", "bt_label_smoothing", "bt_positive", "bt_centered", "ensemble_mean"),
+            *("ensemble_worst", "grm_sft", "grm_dpo_noref", "grm_dpo", "grm_as_in_icrm", "icrm", "icrm_uniform"),
+        ),
+        SECTIONS,
+    ),
     Table(
         "reward_models_6400",
         "Reward models, 6,400 pairs",
         "reward-model table, larger data",
-        {f"{m}-6400_pairs": METHODS[m] for m in ("bt", "grm_sft", "icrm")},
+        _labels("bt", "grm_sft", "icrm", suffix="-6400_pairs"),
         SECTIONS,
     ),
     Table(
         "best_of_n",
         "Best-of-N: gold score of the pick",
         "best-of-N table",
-        {m: n for m, n in POLICY_ROWS.items() if m != "true_scores"} | {"implicit": "DPO, implicit rewards"},
+        PICKERS,
         {f"best of {n}": f"N = {n}" for n in (1, 2, 4, 8, 16, 32, 64)},
         purpose="best_of_n",
         unranked=("best of 1",),
@@ -91,7 +80,7 @@ TABLES = (
         "early_rejection",
         "Early rejection within half of the tokens",
         "none: what token rewards are for",
-        {m: n for m, n in POLICY_ROWS.items() if m != "true_scores"} | {"implicit": "DPO, implicit rewards"},
+        PICKERS,
         {
             "early 50%, share": "Share of tokens",
             "early 50%, full": "Gold, all candidates",
@@ -106,7 +95,7 @@ TABLES = (
         "dpo",
         "DPO on pairs labelled by each reward model",
         "DPO table",
-        POLICY_ROWS,
+        _labels("bt", "grm_sft", "icrm", "icrm_uniform", "true_scores"),
         {"dpo, greedy": "Gold, greedy", "dpo, sampled": "Gold, samples", "dpo, tokens": "Tokens", "dpo, kl": "KL"},
         purpose="policy",
         unranked=("dpo, tokens", "dpo, kl"),
@@ -115,30 +104,14 @@ TABLES = (
         "ablations",
         "Weights, forms and centring of the consistency term",
         "ablation tables",
-        {
-            "icrm": "ICRM: probability, mutual BCE, centred on the response",
-            "icrm_uniform": "weights 1",
-            "icrm_shuffled": "weights shuffled",
-            "icrm_random_pairs": "random pairs",
-            "icrm_entropy": "weights by entropy",
-            "icrm_top1_margin": "weights by top-1 margin",
-            "icrm_inverted": "weights inverted",
-            "icrm_plain_log": "no mutual weights",
-            "icrm_l1": "L1",
-            "icrm_l2": "L2",
-            "martingale": "martingale",
-            "icrm_not_centered": "not centred",
-            "icrm_centered_on_positions": "centred on all positions",
-            "grm_as_in_icrm": "no consistency term",
-        },
+        _labels("icrm", "icrm_uniform", "icrm_shuffled", *WEIGHTINGS, *FORMS, "grm_as_in_icrm"),
         BOTH,
     ),
     Table(
         "overhead",
         "Training time of one reward model",
         "overhead paragraph",
-        {m: METHODS[m] for m in ("bt", "grm_sft", "icrm", "icrm_uniform")}
-        | {"bt-double": "Bradley-Terry, 2.1 times the size"},
+        _labels("bt", "grm_sft", "icrm", "icrm_uniform") | {"bt-double": "Bradley-Terry, 2.1 times the size"},
         {"train seconds": "Seconds, one core"},
         lower_is_better=("train seconds",),
     ),
@@ -151,11 +124,11 @@ def build(table: Table, profile: str, folder: Path | None = None) -> pd.DataFram
     Args:
         table: of `TABLES`, or your own.
         profile: whose records are read.
-        folder: where they lie, see `evidence.load_cells`.
+        folder: where they lie, see `cells.load_cells`.
 
     Returns:
-        one row a method and measure: `method`, `measure`, `mean`, `low`, `high` (95 %), `seeds`, `best` (see
-        `best_variants`), `paper` and `difference` (nothing is known of the paper's values: `NOT_TRANSCRIBED` and nan).
+        one row a method and measure: `method`, `measure`, `mean`, `low`, `high` (95 %), `seeds` and `best` (see
+        `best_variants`).
 
     Raises:
         FileNotFoundError: records are missing; the message names the command that makes them.
@@ -180,7 +153,6 @@ def build(table: Table, profile: str, folder: Path | None = None) -> pd.DataFram
             rows.append(
                 {"method": name, "measure": column, "mean": value, "low": low, "high": high}
                 | {"seeds": len(cells[variant]), "best": variant in best}
-                | {"paper": NOT_TRANSCRIBED, "difference": float("nan")}
             )
     return pd.DataFrame(rows)
 
@@ -223,84 +195,3 @@ def best_variants(cells: Mapping[str, dict], measure: str, *, lowest: bool = Fal
     others = [v for v in cells if v != best and len(cells[v].keys() & cells[best].keys()) > 1]
     p = holm([compare(cells[best], cells[other], measure).p for other in others]) if others else []
     return [best, *(other for other, value in zip(others, p, strict=True) if value >= ALPHA)]
-
-
-# Printing ------------------------------------------------------------------------------------------------------------
-
-
-def _digits(frame: pd.DataFrame) -> dict[str, int]:
-    """Decimals of each column: as many as its largest number leaves room for."""
-    return {m: 3 if part["mean"].abs().max() < 1.05 else 2 if part["mean"].abs().max() < 20 else 1
-            for m, part in frame.groupby("measure", sort=False)}  # fmt: skip
-
-
-def wide(frame: pd.DataFrame, bold: str = "**{}**") -> pd.DataFrame:
-    """Lay a table out as papers do: a row a method, a column a measure, "mean [low, high]", the best in bold.
-
-    Args:
-        frame: of `build`.
-        bold: how to print what is best; "{}" for plain text.
-    """
-    digits = _digits(frame)
-
-    def cell(row: pd.Series) -> str:
-        d = digits[row["measure"]]
-        text = f"{row['mean']:.{d}f}"
-        text = bold.format(text) if row["best"] else text
-        return text + (f" [{row['low']:.{d}f}, {row['high']:.{d}f}]" if row["seeds"] > 1 else "")
-
-    shown = frame.assign(text=frame.apply(cell, axis=1)).pivot(index="method", columns="measure", values="text")
-    shown = shown.loc[frame["method"].unique(), frame["measure"].unique()]
-    shown.insert(0, "Seeds", frame.drop_duplicates("method").set_index("method")["seeds"])
-    shown["Paper"] = NOT_TRANSCRIBED
-    shown["Difference"] = "–"
-    return shown.rename_axis(index="Method", columns=None)
-
-
-def to_markdown(table: Table, frame: pd.DataFrame) -> str:
-    """Return a table as Markdown with its title and what the brackets and the bold type mean."""
-    # Names are text; only what `wide` makes of numbers is markup.
-    named = frame.assign(method=frame["method"].map(_markdown), measure=frame["measure"].map(_markdown))
-    shown = wide(named).reset_index()
-    lines = [f"## {_markdown(table.title)}", "", f"Twin of: {_markdown(table.paper)}.", ""]
-    lines += ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
-    return "\n".join([*lines, "", CAPTION, ""])
-
-
-CAPTION = (
-    "Mean [95 % interval over seeds and prompts]. Bold, computed: the best mean of a column and every one that is not "
-    "significantly worse (paired, Holm over the column, 0.05)."
-)
-
-
-def to_latex(table: Table, frame: pd.DataFrame) -> str:
-    """Return a table as LaTeX (needs booktabs)."""
-    shown = wide(frame.assign(method=frame["method"].map(_latex)), bold=r"\textbf{{{}}}")
-    shown.columns = [_latex(str(column)) for column in shown.columns]
-    shown = shown.replace("–", "--")
-    caption = f"{_latex(table.title)}. {_latex(CAPTION)}"
-    return shown.to_latex(escape=False, caption=caption, label=f"tab:{table.name}")
-
-
-def _markdown(text: str) -> str:
-    # HTML in Markdown is HTML in a notebook's page.
-    return re.sub(r"([\\`*_\[\]|#$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _latex(text: str) -> str:
-    named = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum", "<": "textless", ">": "textgreater"}
-    return "".join(f"\\{named[c]}{{}}" if c in named else "\\" + c if c in "&%$#_{}" else c for c in text)
-
-
-def write(table: Table, frame: pd.DataFrame, folder: str | Path) -> list[Path]:
-    """Write a table as Markdown, CSV (all numbers) and LaTeX; returns the three paths."""
-    folder, name = Path(folder), runtime.plain_name(table.name)
-    paths = [folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".tex")]
-    texts = (to_markdown(table, frame), frame.round(6).to_csv(index=False), to_latex(table, frame))
-    return [records.write_bytes(path, text.encode()) for path, text in zip(paths, texts, strict=True)]
-
-
-def tables_folder(profile: str) -> Path:
-    """Where the tables of a profile lie."""
-    return runtime.project_root() / "figures" / runtime.plain_name(profile)

@@ -8,7 +8,7 @@ import pytest
 
 from icrm_lib import runtime
 from icrm_lib.best_of_n import load_outcomes, outcome_accuracy, win_tie_lose
-from icrm_lib.best_of_n.outcomes import final_answer
+from icrm_lib.measures.answers import final_answer
 
 
 def test_win_tie_and_lose_add_up_and_a_margin_ties():

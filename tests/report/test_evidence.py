@@ -6,19 +6,9 @@ from scipy.stats import ttest_1samp
 
 from icrm_lib import records
 from icrm_lib.lab.cells import studies
-from icrm_lib.report import evidence
-from icrm_lib.report.evidence import (
-    CONTRASTS,
-    MARGINS,
-    MEASURES,
-    Contrast,
-    compare,
-    contrasts_table,
-    estimate,
-    holm,
-    load_cells,
-    summary_table,
-)
+from icrm_lib.report import compare, contrasts_table, estimate, holm, load_cells, summary_table
+from icrm_lib.report.evidence import CONTRASTS, Contrast
+from icrm_lib.report.measured import MARGINS, MEASURES
 
 PROMPTS = 12
 
@@ -92,7 +82,7 @@ def simulated(rng, seeds, shift=0.0):
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("measure", ["accuracy on labels", "train seconds"])
 def test_equal_variants_are_told_apart_about_as_often_as_stated(measure, seeds, monkeypatch):
-    monkeypatch.setattr("icrm_lib.report.evidence.RESAMPLES", 400)
+    monkeypatch.setattr("icrm_lib.measures.statistics.RESAMPLES", 400)
     rng = np.random.default_rng(seeds)
     results = [compare(*simulated(rng, seeds), measure) for _ in range(200)]
     found = np.mean([r.p < 0.05 for r in results])
@@ -208,8 +198,6 @@ def test_every_contrast_is_about_cells_of_the_grid_and_known_measures():
 
 
 def test_margins_are_points_for_gold_scores_alone():
-    assert evidence.MARGINS["early"] == evidence.MARGINS["middle"] == evidence.MARGINS["early 50%, share"] == 0.03
-    assert (
-        evidence.MARGINS["early 50%, loss"] == evidence.MARGINS["best of 64"] == evidence.MARGINS["dpo, greedy"] == 0.1
-    )
-    assert evidence.MARGINS["longer"] == 0.01
+    assert MARGINS["early"] == MARGINS["middle"] == MARGINS["early 50%, share"] == 0.03
+    assert MARGINS["early 50%, loss"] == MARGINS["best of 64"] == MARGINS["dpo, greedy"] == 0.1
+    assert MARGINS["longer"] == 0.01

@@ -16,8 +16,7 @@ from icrm_lib import records, runtime
 from icrm_lib.cli import run
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.report import tables
-from icrm_lib.report.evidence import load_cells
+from icrm_lib.report import load_cells, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = micro("mine", data={"preferences": "own.jsonl"}, generator={"kind": "base"})
