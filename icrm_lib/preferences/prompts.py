@@ -35,9 +35,6 @@ class PromptIds:
         )
         self._ids = np.unique(np.fromiter((int(prompt_id, 16) for prompt_id in column), np.uint64, len(dataset)))
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
     def __contains__(self, prompt_id: str) -> bool:
         value = np.uint64(int(prompt_id, 16))
         place = np.searchsorted(self._ids, value)

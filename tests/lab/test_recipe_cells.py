@@ -1,26 +1,20 @@
 """From the published files to a reward model."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from published import SKYWORK, UNIFIED, question, rated, skywork, write_lines, write_parquet
-from tiny import LORA, TEXTS, save_tiny
+from tiny import TEXTS, micro, save_tiny
 
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.preferences.paper import SPLITS
-from icrm_lib.profiles import BaseModelSettings, DataSettings, GeneratorSettings, Profile, RewardModelSettings
-from icrm_lib.profiles import SampleSettings as Samples
 
-MICRO = Profile(
-    name="micro",
-    data=DataSettings(train_pairs=24, validation_pairs=4, test_pairs=6, max_length=192, stride=2),
-    samples=Samples(n=2, temperature=0.7, top_p=0.8, max_new_tokens=12),
-    base_model=BaseModelSettings(),
-    generator=GeneratorSettings(**LORA),
-    reward_model=RewardModelSettings(**LORA, consistency_weight=0.3, sft_weight=0.1),
-)
+SETTINGS = {
+    "data": {"validation_pairs": 4, "test_pairs": 6, "max_length": 192, "stride": 2},
+    "samples": {"n": 2, "temperature": 0.7, "top_p": 0.8, "max_new_tokens": 12},
+    "reward_model": {"consistency_weight": 0.3, "sft_weight": 0.1},
+}
 
 
 def talk(number):
@@ -43,11 +37,11 @@ def published(tmp_path_factory):
 )
 def test_a_recipe_goes_all_the_way_to_a_reward_model(recipe, family, published, tmp_path):
     save_tiny(family, tmp_path / "model")
-    profile = replace(MICRO, data=replace(MICRO.data, preferences=recipe, files=str(published)))
+    settings = SETTINGS | {"data": SETTINGS["data"] | {"preferences": recipe, "files": str(published)}}
     if recipe == "prm800k":
         asked = {"kind": "base", "model": str(tmp_path / "model"), "temperature": 0.7, "top_p": 0.8}
-        math = replace(MICRO.reward_model, loss="outcome")
-        profile = replace(profile, generator=replace(profile.generator, **asked), reward_model=math)
+        settings |= {"generator": asked, "reward_model": SETTINGS["reward_model"] | {"loss": "outcome"}}
+    profile = micro(**settings)
     ws = Workspace(profile, base_model=tmp_path / "model", folder=tmp_path / "runs")
     sizes = {split: len(ws.pairs[split]) for split in SPLITS}
     assert sizes["train"] == 24 and (recipe == "prm800k" or sizes == {"train": 24, "validation": 4, "test": 6})
@@ -67,7 +61,7 @@ def test_a_recipe_goes_all_the_way_to_a_reward_model(recipe, family, published, 
 
 
 def test_a_math_profile_cannot_fit_its_own_sampler(published, tmp_path):
-    data = replace(MICRO.data, preferences="prm800k", files=str(published))
-    ws = Workspace(replace(MICRO, data=data), base_model=tmp_path, folder=tmp_path / "runs")
+    profile = micro(data={"preferences": "prm800k", "files": str(published)})
+    ws = Workspace(profile, base_model=tmp_path, folder=tmp_path / "runs")
     with pytest.raises(ValueError, match="set kind to 'base'"):
         _ = ws.pairs
