@@ -33,6 +33,13 @@ from icrm_lib.language_model.sampling import SamplingSettings, sample  # noqa: E
 from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 
+# For a child that starts in any folder.
+TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+    "OMP_NUM_THREADS": "1",
+    "ICRM_UNATTENDED": "1",
+}
 # Times, and transformers' mean of the loss since the start or the resumption.
 NOT_KEPT = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
@@ -35,6 +36,7 @@ LOCK = pins(LOCK_LINES)
 RUNTIME = pins(PROJECT["project"]["dependencies"])
 TEST = pins(PROJECT["project"]["optional-dependencies"]["test"])
 DIRECT = RUNTIME | TEST
+DISTRIBUTIONS = packages_distributions()
 
 
 @pytest.mark.parametrize("line", LOCK_LINES)
@@ -60,28 +62,39 @@ def test_installed_version_is_the_locked_one(name):
     assert f"=={Version(version(name)).public}" == LOCK[name]
 
 
-def needed(names: set[str]) -> set[str]:
-    """Return the packages that `names` need on this platform, themselves included, as their metadata says."""
+def needed() -> dict[str, list[Requirement]]:
+    """Return what the direct dependencies need on this platform, themselves included, as the metadata say it.
+
+    Returns:
+        Canonical name -> every requirement on it.
+    """
+    found: dict[str, list[Requirement]] = defaultdict(list)
     done: set[tuple[str, str]] = set()
-    waiting = [(name, "") for name in names]
+    waiting = [Requirement(f"{name}{specifier}") for name, specifier in DIRECT.items()]
     while waiting:
-        name, extra = item = waiting.pop()
-        if item in done:
-            continue
-        done.add(item)
-        for requirement in map(Requirement, requires(name) or []):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                child = canonicalize_name(requirement.name)
-                waiting += [(child, ""), *((child, extra) for extra in requirement.extras)]
-    return {name for name, _ in done}
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        found[name].append(requirement)
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in done:
+                done.add((name, extra))
+                known = map(Requirement, requires(name) or []) if name in LOCK else []
+                waiting += [r for r in known if r.marker is None or r.marker.evaluate({"extra": extra})]
+    return found
 
 
 def test_lock_is_complete_and_has_nothing_to_spare():
+    """The Makefile installs it without resolving, so nothing else would notice."""
     cuda = re.compile(r"nvidia-.*|cuda-.*|triton")  # come with a CUDA build of torch, pinned by torch itself
-    closure = {name for name in needed(set(DIRECT)) if not cuda.fullmatch(name)}
-    assert closure - set(LOCK) == set(), "needed but not in requirements.lock"
+    closure = {name: asked for name, asked in needed().items() if not cuda.fullmatch(name)}
+    missing = {name: list(map(str, asked)) for name, asked in closure.items() if name not in LOCK}
+    assert missing == {}, "needed but not in requirements.lock"
+    clashes = [
+        str(r) for name, asked in closure.items() for r in asked if LOCK[name].removeprefix("==") not in r.specifier
+    ]
+    assert clashes == [], "requirements.lock has another version than is asked for"
     if sys.platform == "linux" and sys.version_info[:2] == (3, 11):  # where the lock is made
-        assert set(LOCK) - closure == set(), "in requirements.lock but needed by nothing"
+        assert set(LOCK) - set(closure) == set(), "in requirements.lock but needed by nothing"
 
 
 def test_environment_yml_installs_the_lock_and_the_package():
@@ -108,21 +121,19 @@ def test_version_is_said_once():
     assert {icrm_lib.__version__, citation["version"]} == {PROJECT["project"]["version"]}
 
 
-def third_party_imports(paths: list[Path]) -> set[str]:
-    """Return the distributions that the files import, the standard library and this package left out."""
+def third_party_imports(path: Path) -> set[str]:
+    """Return the distributions that a file imports, the standard library and this package left out."""
     tops = set()
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                tops |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                tops.add(node.module.partition(".")[0])
-    names = packages_distributions()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            tops |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            tops.add(node.module.partition(".")[0])
     outside = tops - set(sys.stdlib_module_names) - {"icrm_lib"}
-    return {canonicalize_name(names.get(top, [top])[0]) for top in outside}
+    return {canonicalize_name(DISTRIBUTIONS.get(top, [top])[0]) for top in outside}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "icrm_lib").rglob("*.py")), ids=lambda path: path.stem)
 def test_what_the_library_imports_is_declared(path):
     optional = set(PROJECT["project"]["optional-dependencies"]) - {"test"}
-    assert third_party_imports([path]) - set(RUNTIME) - optional == set()
+    assert third_party_imports(path) - set(RUNTIME) - optional == set()

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from tiny import micro
 
 from icrm_lib import runtime
@@ -46,3 +47,16 @@ def test_every_path_of_the_tree_exists():
     made = {"runs/", "results/"}
     assert len(paths) > 10
     assert not [path for path in paths if path not in made and not (runtime.project_root() / path).exists()]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_test_that_a_page_names_exists(page):
+    """Files, and tests by the beginning of their names."""
+    root = runtime.project_root()
+    text = (root / page).read_text(encoding="utf-8")
+    tests = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.glob("tests/**/*.py")}
+    names = [name for source in tests.values() for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)]
+    files = re.findall(r"((?:\w+/)*test_\w+\.py)", text)
+    assert files and not [file for file in files if not any(f"/{path}".endswith(f"/{file}") for path in tests)]
+    said = re.findall(r"\b(test_\w+)(?!\w*\.py)\b", text)
+    assert not [start for start in said if not any(name.startswith(start) for name in names)]

@@ -32,6 +32,7 @@ def gold_of(workspace, policy, count=12):
     return np.mean(found["sampled"]), found
 
 
+@pytest.mark.slow  # notebook 07 asserts it, too
 def test_dpo_on_gold_labels_raises_the_gold_score(speaker, tmp_path):
     language, rng = speaker.language, np.random.default_rng(0)
     prompts = [[{"role": "user", "content": text}] for text in language.split_prompts()[0]]
