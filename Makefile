@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 plan: $(STAMP)  ## say what a profile will take, before anything starts [PROFILE=gemma-2b-40k] [ARGS="--device 24"]
-	$(BIN)/python -m icrm_lib.plan.stages --profile "$$ICRM_PROFILE" $(ARGS)
+	$(BIN)/python -m icrm_lib.cli.plan --profile "$$ICRM_PROFILE" $(ARGS)
 
 run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY=04] [ARGS="-p SEED 3"]
 	$(BIN)/python -m icrm_lib.cli.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)

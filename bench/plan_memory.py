@@ -6,19 +6,31 @@ Each number is that of a small Llama trained in a process of its own, through `m
 full length. On a GPU it is the memory of the tensors, in bfloat16. On a CPU it is the resident memory of the process,
 in float32: `measured_mib` with a C library that gives back at once what is freed, so that the tensors alone are left,
 and `resident_mib` with one as it comes, which keeps much of it. A tiny model is trained before, so that what the
-libraries load counts as held. Prints one JSON record and writes it to `results/bench/plan_memory.json`.
+libraries load counts as held. `ratio` sums up: median and quartiles of foretold / measured.
+Prints one JSON record and writes it to `results/bench/plan_memory.json`.
 """
 
 import argparse
-import ctypes
 import tempfile
 from pathlib import Path
 
-from common import finish, hold, in_own_process, llama_config, peak, random_pairs, read_sizes, small_llama
+import numpy as np
+from common import (
+    finish,
+    give_back_at_once,
+    hold,
+    in_own_process,
+    llama_config,
+    peak,
+    quartiles,
+    random_pairs,
+    read_sizes,
+    small_llama,
+)
 
 from icrm_lib import runtime
 from icrm_lib.methods import method_settings
-from icrm_lib.plan.simulation import reward_model_cost
+from icrm_lib.plan.costs import reward_model_cost
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.testbed import Language
 from icrm_lib.training.fit import train_reward_model
@@ -27,13 +39,10 @@ from icrm_lib.training.fit import train_reward_model
 SIZES = {"tiny": (128, 4, 8000), "small": (256, 4, 32000), "deep": (256, 8, 8000), "wide": (512, 4, 16000)}
 
 
-M_MMAP_THRESHOLD, EXACT = -3, 1 << 16  # of the C library's `mallopt`: from 64 KiB on, a piece of memory is its own
-
-
 def measured(size: str, checkpointing: bool, exact: bool, args: argparse.Namespace) -> float:
     """Return the peak of a training in MiB; `exact` makes a CPU give back what is freed."""
-    if exact and runtime.device() == "cpu":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, EXACT)
+    if exact:
+        give_back_at_once()
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in {"first": (64, 1, 1000), "second": SIZES[size]}.items():
             path = Path(folder) / name
@@ -73,7 +82,7 @@ def main() -> None:
         for size in SIZES
         for checkpointing in (False, True)
     }
-    finish("plan_memory", args, table)
+    finish("plan_memory", args, table | {"ratio": quartiles(np.array([row["ratio"] for row in table.values()]))})
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ ROWS = (
     Row("padding, pandalm", "padding", ("share_of_padding", "pandalm_human", "padding_free"), most=0.05),
     Row("padding, alpaca_eval", "padding", ("share_of_padding", "alpacaeval_gpt4_train", "padding_free"), most=0.05),
     Row("padding-free step, time / padded", "padding", ("step", "padding_free_to_padded")),
+    Row("plan's peak memory / measured", "plan_memory", ("ratio",), least=0.95, most=1.05),
     Row("scoring, times faster than a pipeline", "scoring", ("times_faster_median_quartiles",), least=3),
 )
 HEAD = ("ratio", "measured", "goal", "")

@@ -96,8 +96,9 @@ def test_a_script_prints_the_record_that_it_writes(script, printed, project):
 def test_the_table_finds_every_number(printed, project, module, monkeypatch):
     monkeypatch.chdir(project)
     table = module("table")
-    assert {row.record for row in table.ROWS} <= set(TINY)
-    missing = {row.what for row in table.ROWS if not table.cells(row)[1]}
+    rows = [row for row in table.ROWS if row.record not in APART]
+    assert {row.record for row in rows} <= set(TINY)
+    missing = {row.what for row in rows if not table.cells(row)[1]}
     assert missing <= {"padding, pandalm", "padding, alpaca_eval"}  # where there are no such files
 
 

@@ -1,0 +1,78 @@
+"""What a run downloads, and what of it is here already."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CacheNotFound, HfApi, constants, scan_cache_dir
+
+from icrm_lib import runtime
+from icrm_lib.plan.models import MADE_HERE
+from icrm_lib.plan.stages import Stage
+from icrm_lib.preferences.paper import RECIPES
+from icrm_lib.profiles import Profile
+
+
+def needed_files(profile: Profile, stages: list[Stage]) -> list[dict[str, Any]]:
+    """Return the models and data sets of a run.
+
+    Returns:
+        of each `name`; `kind` ("model" or "dataset"); `here`, whether it need not be downloaded; `bytes`, None where
+        unknown; `exact`, False where these are two a parameter.
+    """
+    published: dict[str, int] = {}
+    for stage in stages:  # what is trained is made here, and a reward model leaves the LM head out
+        published[stage.model] = max(stage.parameters - stage.trainable, published.get(stage.model, 0))
+    files = [hub_file(name, "model", 2 * count) for name, count in published.items() if name not in MADE_HERE]
+    source = profile.data.preferences
+    for origin in RECIPES.get(source, ()):
+        files.append(_data_file(origin.name, profile.data.files, hub=not origin.url))
+    if source != "testbed" and source not in RECIPES:
+        files.append(_data_file(source, "", hub=True))
+    return files
+
+
+def _data_file(name: str, folder: str, *, hub: bool) -> dict[str, Any]:
+    here = runtime.resolve_path(folder or name).exists()
+    if hub and not here:
+        return hub_file(name, "dataset", None)
+    return {"name": folder if here and folder else name, "kind": "dataset", "here": here, "bytes": None, "exact": False}
+
+
+def hub_file(name: str, kind: str, about: int | None) -> dict[str, Any]:
+    """Return the entry of a model or data set that is a local path or a repository of the hub.
+
+    Args:
+        name: path or hub id.
+        kind: "model" or "dataset".
+        about: bytes, where the hub does not say.
+    """
+    entry = {"name": name, "kind": kind, "here": True, "bytes": None, "exact": False}
+    if runtime.resolve_path(name).exists():
+        return entry
+    try:
+        repositories = [r for r in scan_cache_dir().repos if (r.repo_id, r.repo_type) == (name, kind)]
+    except CacheNotFound:
+        repositories = []
+    ends = (".safetensors",) if kind == "model" else (".parquet", ".jsonl", ".json", ".arrow", ".gz")
+    names = [file.file_name for r in repositories for revision in r.revisions for file in revision.files]
+    if any(file.endswith(ends) for file in names):
+        return entry | {"bytes": repositories[0].size_on_disk, "exact": True}
+    size = None if constants.HF_HUB_OFFLINE else _published_size(name, kind)
+    return entry | {"here": False, "bytes": size or about, "exact": size is not None}
+
+
+def _published_size(name: str, kind: str) -> int | None:
+    """Bytes of a repository's weights or tables, as the hub says; None when it cannot be asked."""
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, files_metadata=True, timeout=10)
+    except Exception:  # whatever keeps the hub from answering, the plan does without
+        return None
+    wanted = [file for file in info.siblings if kind == "dataset" or file.rfilename.endswith(".safetensors")]
+    return sum(file.size or 0 for file in wanted) or None
+
+
+def artefacts(profile: Profile) -> dict[str, int]:
+    """Return how many artefacts of each noun `runs/<profile>/artefacts` holds, whatever settings made them."""
+    folder = runtime.project_root() / "runs" / profile.name / "artefacts"
+    return dict(sorted(Counter(Path(path.stem).stem.rpartition("-")[0] for path in folder.glob("*-*")).items()))
