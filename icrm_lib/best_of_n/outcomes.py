@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from icrm_lib.best_of_n.expectation import pick_weights
-from icrm_lib.measures.answers import final_answer
+from icrm_lib.measures.answers import final_answers
 from icrm_lib.measures.statistics import Estimate, means_over_prompts
 from icrm_lib.rows import BadRow, file_rows, type_name
 
@@ -104,7 +104,7 @@ def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFram
     by_prompt = []
     for _, group in rows.assign(score=np.asarray(scores, dtype=float)).groupby("prompt", sort=False):
         right = group["correct"].to_numpy(dtype=float)
-        votes = group["response"].map(final_answer)
+        votes = np.array(final_answers(group["response"]), dtype=object)
         share = pd.Series(right, index=group.index).groupby(votes).agg(["size", "mean"])
         majority = share.loc[share["size"] == share["size"].max(), "mean"].mean()
         pick = pick_weights(group["score"].to_numpy(), len(group)) @ right

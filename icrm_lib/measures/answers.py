@@ -1,10 +1,11 @@
-"""Boxed answers of worked solutions, compared as mathematics."""
+"""What a worked solution answers, and whether two answers are the same mathematics."""
 
 import re
 import threading
 from collections.abc import Iterable
+from functools import lru_cache
 
-NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def boxed_answer(solution: str) -> str | None:
@@ -23,38 +24,60 @@ def boxed_answer(solution: str) -> str | None:
     return None
 
 
-def final_answer(response: str) -> str:
-    r"""Return what a worked solution ends on: its last `\boxed{...}` whole, else its last number, else its last line.
-
-    White space and case do not count, nor how a number is written: "1,200.00" and "1200" are one answer. Formulas are
-    compared as text, so two ways to write one formula are two answers.
-    """
-    response = response.replace("\u2212", "-")  # the minus sign
-    answer = boxed_answer(response)
-    if answer is None:
-        numbers = NUMBER.findall(response)
-        answer = numbers[-1] if numbers else (response.strip().splitlines() or [""])[-1]
-    answer = "".join(answer.split()).casefold()
-    if NUMBER.fullmatch(answer):
-        number = float(answer.replace(",", ""))
-        return f"{number + 0.0:.12g}"
-    return answer
-
-
 def right_solutions(solutions: Iterable[str], truth: str) -> list[bool]:
-    """Say of each solution whether its boxed answer is the problem's, however it is written.
+    """Say of each solution whether its boxed answer is the problem's, however it is written (math-verify).
 
     Args:
         solutions: texts; one without a boxed answer is wrong.
         truth: the answer, LaTeX without a box.
     """
-    from math_verify import parse, verify  # late: it loads a computer algebra system
-
-    # Its limits on time use a signal, which only the main thread has.
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    want, known = parse(f"\\boxed{{{truth}}}", parsing_timeout=seconds), {}
     answers = [boxed_answer(solution) for solution in solutions]
-    for answer in set(answers) - {None}:
-        found = parse(f"\\boxed{{{answer}}}", parsing_timeout=seconds)
-        known[answer] = answer.strip() == truth.strip() or verify(want, found, timeout_seconds=seconds)
+    known = {answer: _is_same(truth, answer) for answer in set(answers) - {None}}
     return [answer is not None and known[answer] for answer in answers]
+
+
+def final_answers(solutions: Iterable[str]) -> list[str]:
+    r"""Return what each solution ends on, in one way of writing for all that mean the same, so that they can vote.
+
+    A solution ends on its last `\boxed{...}`, else its last number, else its last line. White space and case do not
+    count, nor how a number is written: "1,200.00" and "1200" are one answer. A boxed formula that is the same
+    mathematics as a number or as an earlier formula is written like it (math-verify).
+    """
+    solutions = [solution.replace("\u2212", "-") for solution in solutions]  # the minus sign
+    boxes = [boxed_answer(solution) for solution in solutions]
+    answers = [_plain(_end(s) if box is None else box) for s, box in zip(solutions, boxes, strict=True)]
+    written = {answer: answer for answer in answers if _NUMBER.fullmatch(answer)}
+    for box, answer in zip(boxes, answers, strict=True):
+        if box is not None and answer not in written and box not in written:
+            written[box] = next((how for seen, how in written.items() if _is_same(seen, box)), answer)
+    return [written.get(box, answer) for box, answer in zip(boxes, answers, strict=True)]
+
+
+def _end(solution: str) -> str:
+    numbers = _NUMBER.findall(solution)
+    return numbers[-1] if numbers else (solution.strip().splitlines() or [""])[-1]
+
+
+def _plain(answer: str) -> str:
+    answer = "".join(answer.split()).casefold()
+    return f"{float(answer.replace(',', '')) + 0.0:.12g}" if _NUMBER.fullmatch(answer) else answer
+
+
+def _is_same(truth: str, answer: str) -> bool:
+    """Whether an answer is the true one; both LaTeX without a box."""
+    from math_verify import verify  # late: it loads a computer algebra system
+
+    same_text = answer.strip() == truth.strip()
+    return same_text or verify(_parsed(truth), _parsed(answer), timeout_seconds=_seconds())
+
+
+@lru_cache(1024)
+def _parsed(answer: str) -> list:
+    from math_verify import parse
+
+    return parse(f"\\boxed{{{answer}}}", parsing_timeout=_seconds())
+
+
+def _seconds() -> int | None:
+    """Limit of math-verify's time; it uses a signal, which only the main thread has."""
+    return 5 if threading.current_thread() is threading.main_thread() else None

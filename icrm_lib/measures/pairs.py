@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from icrm_lib.measures.statistics import Estimate, clustered_share
+from icrm_lib.measures.statistics import Estimate, resampled
 
 
 def pair_accuracy(
@@ -39,7 +39,7 @@ def pair_accuracy(
     """
     chosen, rejected = _sides(chosen, rejected, prompts)
     everything = np.ones(len(chosen), dtype=bool)
-    return clustered_share(chosen > rejected, [everything], _clusters(prompts), resamples=resamples, seed=seed)
+    return _accuracy(chosen > rejected, [everything], _clusters(prompts), resamples, seed)
 
 
 def accuracy_by(
@@ -222,7 +222,7 @@ def _table(
     table = {
         name: [
             sum(stratum.sum() for stratum in strata),
-            *clustered_share(right, strata, clusters, resamples=resamples, seed=seed),
+            *_accuracy(right, strata, clusters, resamples, seed),
         ]
         for name, strata in rows.items()
     }
@@ -233,3 +233,20 @@ def _table(
 def _clusters(prompts: Sequence) -> np.ndarray:
     """Return the number of each pair's prompt, in the order of their texts."""
     return pd.factorize(np.array([str(prompt) for prompt in prompts], dtype=object), sort=True)[0]
+
+
+def _accuracy(right: np.ndarray, strata: list[np.ndarray], clusters: np.ndarray, resamples: int, seed: int) -> Estimate:
+    """Return the mean over strata (masks of pairs) of the share of right pairs; whole prompts are resampled."""
+    if not all(stratum.any() for stratum in strata):
+        return Estimate(np.nan, np.nan, np.nan)
+    used = np.logical_or.reduce(strata)
+    _, cluster = np.unique(clusters[used], return_inverse=True)
+    sums = [np.bincount(cluster, weights=(stratum & part)[used]) for stratum in strata for part in (right, used)]
+
+    def accuracy(*sums: np.ndarray, axis: int) -> np.ndarray:
+        totals = [each.sum(axis) for each in sums]
+        with np.errstate(invalid="ignore"):
+            shares = [hits / size for hits, size in zip(totals[::2], totals[1::2], strict=True)]
+        return np.nanmean(shares, axis=0)  # a resample can miss one of the strata, not all
+
+    return resampled(accuracy, *sums, resamples=resamples, seed=seed)

@@ -1,6 +1,6 @@
 """Estimates with intervals, paired comparisons, and the correction for their number: the only bootstraps of the kit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,43 +27,28 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def clustered_share(
-    right: np.ndarray, strata: list[np.ndarray], clusters: np.ndarray, *, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """Mean over strata of the share of right pairs, with a percentile interval that resamples whole clusters.
+def resampled(statistic: Callable, *rows: np.ndarray, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Estimate with a percentile-bootstrap interval: rows are drawn with replacement, those of one number together.
 
     Args:
-        right: which pairs are right. Bool. Shape: (N,).
-        strata: masks of pairs, each of shape (N,).
-        clusters: number of each pair's cluster, its prompt. Shape: (N,).
-        resamples: bootstrap resamples.
+        statistic: as `numpy.mean`: takes the arrays, and `axis` for the axis that is summed up.
+        rows: what is resampled, e.g. one number a prompt. Shape of each: (N,).
+        resamples: number of resamples.
         seed: of the resampling.
 
     Returns:
-        nan where a stratum is empty; the point itself for a single cluster.
+        the estimate; its interval is the value itself when N is 1.
     """
-    if not all(stratum.any() for stratum in strata):
-        return Estimate(np.nan, np.nan, np.nan)
-    used = np.logical_or.reduce(strata)
-    _, cluster = np.unique(clusters[used], return_inverse=True)
-    sums = [np.bincount(cluster, weights=(stratum & part)[used]) for stratum in strata for part in (right, used)]
-
-    def accuracy(*sums: np.ndarray, axis: int) -> np.ndarray:
-        totals = [each.sum(axis) for each in sums]
-        with np.errstate(invalid="ignore"):
-            shares = [hits / size for hits, size in zip(totals[::2], totals[1::2], strict=True)]
-        return np.nanmean(shares, axis=0)  # a resample can miss one of the strata, not all
-
-    value = float(accuracy(*sums, axis=0))
-    if len(sums[0]) < 2:
+    value = float(statistic(*rows, axis=0))
+    if len(rows[0]) < 2:
         return Estimate(value, value, value)
     result = bootstrap(
-        sums,
-        accuracy,
+        rows,
+        statistic,
         paired=True,
         vectorized=True,
         n_resamples=resamples,
-        batch=max(1, 2**21 // len(sums[0])),  # memory; the numbers are the same without
+        batch=max(1, 2**21 // len(rows[0])),  # memory; the numbers are the same without
         method="percentile",
         rng=np.random.default_rng(seed),
     )
@@ -76,9 +61,7 @@ def means_over_prompts(values: np.ndarray) -> list[Estimate]:
     Rounded to 1e-12: shares of few prompts lie on the edges of what a table prints, and the order of a sum must not
     show there.
     """
-    draws = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    return [Estimate(*np.round(row, 12).tolist()) for row in zip(values.mean(0), low, high, strict=True)]
+    return [Estimate(*np.round(resampled(np.mean, column), 12).tolist()) for column in values.T]
 
 
 class Difference(NamedTuple):
@@ -115,7 +98,7 @@ def crossed_mean(side: Side, *, bounds: tuple[float, float] = (-np.inf, np.inf))
 def paired_difference(first: Side, second: Side) -> Difference:
     """Compare two variants on the same seeds and prompts.
 
-    The standard error comes from paired bootstraps, over seeds, over prompts, and over both (`_standard_error`);
+    The standard error comes from paired bootstraps, over seeds, over prompts, and over both;
     interval and p-value from Student's t with seeds - 1 degrees of freedom. For a measure that is not divided by prompt
     this is the paired t-test over seeds.
 
