@@ -111,7 +111,7 @@ def check_wholeness(folder: Path) -> None:
     """Whatever has a final name and a manifest is whole, at any moment."""
     for manifest in folder.rglob(records.MANIFEST):
         if not any(part.startswith(".") for part in manifest.relative_to(folder).parts):
-            assert records.is_whole(manifest.parent, records.key_of(manifest.parent), verify=True), manifest
+            assert records.is_sealed(manifest.parent, records.key_of(manifest.parent), verify=True), manifest
 
 
 def main() -> None:

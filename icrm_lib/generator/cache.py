@@ -225,9 +225,9 @@ def cached_logprobs(
         raise ValueError(f"unknown cache_type {cache_type!r}; choose one of {', '.join(CACHE_TYPES)}")
     key = {**key, "data": data_fingerprint(dataset), "rows": len(dataset), "statistic": statistic, "type": cache_type}
     folder = Path(folder) / f"logprobs-{records.fingerprint(key)}"  # two splits or generators never meet
-    if not records.is_whole(folder, key, verify=True):
+    if not records.is_sealed(folder, key, verify=True):
         with records.locked(folder):
-            if not records.is_whole(folder, key, verify=True):  # nobody has made it while this run waited
+            if not records.is_sealed(folder, key, verify=True):  # nobody has made it while this run waited
                 _make_cache(dataset, make_scorer, folder, key, columns(statistic), cache_type)
     shutil.rmtree(_parts(folder), ignore_errors=True)
     values = Dataset.from_file(str(folder / CACHE_FILE))
@@ -246,7 +246,7 @@ def _make_cache(dataset, make_scorer, folder: Path, key: dict, names: tuple[str,
     schema = pa.schema([(name, pa.list_(pa.from_numpy_dtype(cache_type))) for name in names])
     files = _write_parts(dataset, make_scorer, parts, schema, folder.name)
     with (
-        records.whole_folder(folder, key) as temporary,
+        records.sealed_folder(folder, key) as temporary,
         pa.OSFile(str(temporary / CACHE_FILE), "wb") as sink,
         pa.ipc.new_stream(sink, schema) as writer,
     ):

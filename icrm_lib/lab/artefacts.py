@@ -55,7 +55,7 @@ class Artefacts:
         key = key | {"made_with": made_with(make.__module__)}
         path = self.path(noun, key)
         checkpoints = self.folder / "checkpoints" / path.name
-        if records.is_whole(path, key, verify=True):
+        if records.is_sealed(path, key, verify=True):
             logger.info("reusing %s", runtime.display_path(path))
             shutil.rmtree(checkpoints, ignore_errors=True)  # of a run that was killed just before it removed them
             return path
@@ -64,9 +64,9 @@ class Artefacts:
         first = runtime.process_index() == 0  # the others train with it; it keeps the files
         with records.locked(path) if first else nullcontext():
             # Nobody may have made it while this run waited; what the first process finds holds for all.
-            if _of_first(not records.is_whole(path, key, verify=True)):
+            if _of_first(not records.is_sealed(path, key, verify=True)):
                 logger.info("making %s", runtime.display_path(path))
-                with records.whole_folder(path, key) if first else tempfile.TemporaryDirectory() as folder:
+                with records.sealed_folder(path, key) if first else tempfile.TemporaryDirectory() as folder:
                     make(Path(folder), checkpoints) if trains else make(Path(folder))
             if first:
                 shutil.rmtree(checkpoints, ignore_errors=True)

@@ -74,9 +74,9 @@ def newest_checkpoint(folder: Path, key: dict[str, Any]) -> str | None:
     """
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if records.is_whole(path, key, verify=True):
+        if records.is_sealed(path, key, verify=True):
             return str(path)
-        if records.is_whole(path, records.key_of(path), verify=True):
+        if records.is_sealed(path, records.key_of(path), verify=True):
             raise ValueError(
                 f"{runtime.display_path(path)} is a checkpoint of another training; move it away, or give this one "
                 "another folder"

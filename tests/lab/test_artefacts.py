@@ -25,7 +25,7 @@ def test_every_artefact_is_made_once_whole_and_reused(calls, makers, tmp_path):
     assert nouns(folders(tmp_path)) == NOUNS and len(folders(tmp_path)) == len(NOUNS)
     for folder in map(tmp_path.joinpath, folders(tmp_path)):
         key = records.read_json(folder / records.MANIFEST)["key"]
-        assert records.is_whole(folder, key, verify=True)
+        assert records.is_sealed(folder, key, verify=True)
     before = contents(tmp_path)
     assert first.reward_model_folder("icrm") == path
     assert Workspace(MICRO, folder=tmp_path).reward_model_folder("icrm") == path

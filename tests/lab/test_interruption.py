@@ -11,6 +11,7 @@ import kill_driver
 import pytest
 
 from icrm_lib import records, runtime
+from icrm_lib.records.files import is_running
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_workers_end_with_the_grid_that_started_them(tmp_path):
         [sys.executable, str(script)], env=kill_driver.ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
     workers = {int(pid) for pid in grid.stdout.readline().split()}
-    assert workers and all(records._is_running(pid) for pid in workers)
+    assert workers and all(is_running(pid) for pid in workers)
     grid.kill()
     grid.wait()
     deadline = time.monotonic() + 20

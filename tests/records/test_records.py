@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -86,7 +87,7 @@ KEY = {"model": "m", "sizes": [1, 2], "rate": 0.5, "margin": None}
 
 
 def build(path, key=KEY, content="weights"):
-    with records.whole_folder(path, key) as folder:
+    with records.sealed_folder(path, key) as folder:
         assert folder.parent == path.parent and folder != path
         (folder / "model.bin").write_text(content)
         (folder / "deep").mkdir()
@@ -96,7 +97,7 @@ def build(path, key=KEY, content="weights"):
 
 def test_a_finished_folder_is_whole_and_holds_its_key(tmp_path):
     path = build(tmp_path / "new" / "model")
-    assert records.is_whole(path, KEY) and records.is_whole(path, KEY, verify=True)
+    assert records.is_sealed(path, KEY) and records.is_sealed(path, KEY, verify=True)
     assert names(path.parent) == ["model"]
     manifest = json.loads((path / records.MANIFEST).read_text())
     assert manifest["key"] == KEY and set(manifest["files"]) == {"model.bin", "deep/log.txt"}
@@ -104,12 +105,12 @@ def test_a_finished_folder_is_whole_and_holds_its_key(tmp_path):
 
 def test_a_key_with_tuples_is_recognised_again(tmp_path):
     path = build(tmp_path / "model", key={"sizes": (1, 2)})
-    assert records.is_whole(path, {"sizes": (1, 2)}) and records.is_whole(path, {"sizes": [1, 2]})
+    assert records.is_sealed(path, {"sizes": (1, 2)}) and records.is_sealed(path, {"sizes": [1, 2]})
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_folder_whose_making_dies_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), records.whole_folder(tmp_path / "model", KEY) as folder:
+    with pytest.raises(error), records.sealed_folder(tmp_path / "model", KEY) as folder:
         (folder / "half.bin").write_text("half")
         raise error
     assert names(tmp_path) == []
@@ -117,11 +118,11 @@ def test_a_folder_whose_making_dies_leaves_nothing(tmp_path, error):
 
 def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
     path = build(tmp_path / "model", content="old")
-    with pytest.raises(RuntimeError), records.whole_folder(path, KEY) as folder:
+    with pytest.raises(RuntimeError), records.sealed_folder(path, KEY) as folder:
         (folder / "model.bin").write_text("half")
         raise RuntimeError
-    assert records.is_whole(path, KEY, verify=True) and (path / "model.bin").read_text() == "old"
-    with records.whole_folder(path, KEY) as folder:
+    assert records.is_sealed(path, KEY, verify=True) and (path / "model.bin").read_text() == "old"
+    with records.sealed_folder(path, KEY) as folder:
         (folder / "other.bin").write_text("new")
         assert (path / "model.bin").read_text() == "old"
     assert names(path) == [records.MANIFEST, "other.bin"] and names(tmp_path) == ["model"]
@@ -131,7 +132,7 @@ def test_a_key_that_is_no_json_fails_before_anything_is_replaced(tmp_path):
     path = build(tmp_path / "model")
     with pytest.raises(TypeError):
         build(path, key={"model": object()})
-    assert records.is_whole(path, KEY, verify=True) and names(tmp_path) == ["model"]
+    assert records.is_sealed(path, KEY, verify=True) and names(tmp_path) == ["model"]
 
 
 def damage(path, fault):
@@ -164,18 +165,18 @@ FAULTS = ["no folder", "no manifest", "half a manifest", "another manifest", "mi
 def test_what_is_missing_or_cut_is_not_whole(tmp_path, fault):
     path = build(tmp_path / "model")
     damage(path, fault)
-    assert not records.is_whole(path, KEY)
+    assert not records.is_sealed(path, KEY)
 
 
 def test_changed_content_of_the_same_size_is_found_when_asked_for(tmp_path):
     path = build(tmp_path / "model")
     damage(path, "other content")
-    assert records.is_whole(path, KEY) and not records.is_whole(path, KEY, verify=True)
+    assert records.is_sealed(path, KEY) and not records.is_sealed(path, KEY, verify=True)
 
 
 @pytest.mark.parametrize("change", [{"rate": 0.25}, {"sizes": [2, 1]}, {"margin": 0}, {"more": 1}])
 def test_a_folder_of_another_key_is_not_whole(tmp_path, change):
-    assert not records.is_whole(build(tmp_path / "model"), KEY | change)
+    assert not records.is_sealed(build(tmp_path / "model"), KEY | change)
 
 
 # Records
@@ -185,7 +186,7 @@ def test_record_round_trip_with_what_the_numbers_depend_on(root):
     config, metrics = {"seeds": 3}, {"accuracy": [0.5, 0.75]}
     path = records.write_record("reward_model", "smoke", config, metrics)
     assert path == root / "results" / "smoke" / "reward_model.json"
-    record = records.read_record("reward_model", "smoke")
+    record = records.read_json(path)
     assert record["config"] == config and record["metrics"] == metrics
     environment = record["environment"]
     assert environment["versions"] == runtime.versions() and environment["threads"] >= 1
@@ -199,7 +200,7 @@ def test_commit_is_the_repositorys(tmp_path, monkeypatch):
     class Done:
         stdout = "3778d72-dirty\n"
 
-    monkeypatch.setattr(records.subprocess, "run", lambda command, **kwargs: calls.append(command) or Done())
+    monkeypatch.setattr(subprocess, "run", lambda command, **kwargs: calls.append(command) or Done())
     assert records.environment()["commit"] == "3778d72-dirty"
     assert str(runtime.project_root()) in calls[0]
 
@@ -208,9 +209,3 @@ def test_a_metric_that_is_not_a_number_is_never_stored(root):
     with pytest.raises(ValueError):
         records.write_record("reward_model", "smoke", {}, {"accuracy": float("nan")})
     assert not (root / "results/smoke/reward_model.json").exists()
-
-
-def test_a_missing_record_names_the_command_that_makes_it(root):
-    with pytest.raises(FileNotFoundError, match="make run PROFILE=lab") as error:
-        records.read_record("best_of_n", "lab")
-    assert "results/lab/best_of_n.json" in str(error.value) and str(root) not in str(error.value)
