@@ -42,7 +42,6 @@ def test_a_name_leads_to_no_other_folder(project, name):
     frame = frame.assign(seeds=1, best=False)
     for write in (
         lambda: records.write_record("noun", name, {}, {}),
-        lambda: records.read_record("noun", name),
         lambda: Workspace(replace(MINE, name=name), base_model="scratch"),
         lambda: tables.write(tables.Table(name, "t", "p", {}, {}), frame, project / "figures"),
         lambda: tables.tables_folder(name),
