@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from(left, how, base_model, tokeniz
     again = train(base_model, tokenizer, rows, folder)
     assert "checkpoint-6 is half-written or damaged; going on without it" in caplog.text
     assert again.state.log_history[-2] == last  # the sixth step, computed again from the fifth
-    assert records.is_whole(folder / "checkpoints/checkpoint-6", key, verify=True)
+    assert records.is_sealed(folder / "checkpoints/checkpoint-6", key, verify=True)
 
 
 @pytest.mark.parametrize("other", ["settings", "seed", "data", "folder"])
@@ -134,9 +134,9 @@ def test_a_damaged_line_of_a_sample_file_is_named(tmp_path, lines, number, remed
 )
 def test_a_damaged_manifest_is_no_manifest(tmp_path, manifest):
     records.seal(tmp_path, {})
-    assert records.is_whole(tmp_path, {}) and records.key_of(tmp_path) == {}
+    assert records.is_sealed(tmp_path, {}) and records.key_of(tmp_path) == {}
     (tmp_path / records.MANIFEST).write_text(manifest)
-    assert not records.is_whole(tmp_path, {})
+    assert not records.is_sealed(tmp_path, {})
 
 
 def test_what_lies_in_an_artefacts_place_is_refused_before_the_work(tmp_path):
@@ -144,7 +144,7 @@ def test_what_lies_in_an_artefacts_place_is_refused_before_the_work(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "file").write_text("mine")
     for name in ("link", "file"):
-        with pytest.raises(FileExistsError, match="is in the way"), records.whole_folder(tmp_path / name, {}):
+        with pytest.raises(FileExistsError, match="is in the way"), records.sealed_folder(tmp_path / name, {}):
             raise AssertionError("the work has begun")
     assert (tmp_path / "file").read_text() == "mine"
 
