@@ -5,6 +5,7 @@ Within a package no chain of imports leads back to its start.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -160,3 +161,9 @@ def test_a_right_import_passes(module, source):
 
 def test_no_room_stands_in_two_lines():
     assert len(LINE) == sum(map(len, LINES))
+
+
+def test_contributing_shows_these_lines():
+    page = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", page, re.MULTILINE)
+    assert {int(number): set(re.findall(r"`(\w+)`", names)) for number, names in rows} == dict(enumerate(LINES))
