@@ -1,1 +1,1 @@
-"""Commands: each module is one, run as `python -m icrm_lib.cli.<name>`; nothing imports them."""
+"""Commands: `run`, `plan`, `train`, `evidence`, each run as `python -m icrm_lib.cli.<name>`; the others serve `run`."""

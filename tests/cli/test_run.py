@@ -11,13 +11,16 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from icrm_lib.cli import run
+from icrm_lib.cli.execution import prepare_environment
+from icrm_lib.cli.notebooks import UsageError, assign, find_notebooks, parse_value, select
+from icrm_lib.cli.stored import KERNELSPEC, normalise
 
 PARAMETERS = 'PROFILE = "smoke"  # which profile\nSEED = 0  # the seed, SEED = 0 by default\nRATE = 0.5  # a rate'
 
 
 def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> None:
     """Write a notebook of a title, a parameters cell and code cells."""
-    notebook = new_notebook(metadata={"kernelspec": run.KERNELSPEC})
+    notebook = new_notebook(metadata={"kernelspec": KERNELSPEC})
     first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
     notebook.cells = [new_markdown_cell("# Title"), first, *map(new_code_cell, cells)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +30,13 @@ def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Non
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with the profiles smoke and lab and the notebooks 01_first and 02_second."""
-    for variable in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY", "JUPYTER_PATH"):
+    for variable in (
+        "HF_HUB_OFFLINE",
+        "TOKENIZERS_PARALLELISM",
+        "HF_HUB_DISABLE_TELEMETRY",
+        "JUPYTER_PATH",
+        "ICRM_REFRESH",
+    ):
         monkeypatch.setenv(variable, "")  # so that what the runner sets is taken back after the test
         monkeypatch.delenv(variable)
     (tmp_path / "profiles").mkdir()
@@ -47,9 +56,6 @@ def stdout_of(path: Path) -> str:
     cells = nbformat.read(path, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     return "".join(output.text for output in outputs if output.get("name") == "stdout")
-
-
-# --- what is refused, before anything runs ---
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,6 @@ def test_no_notebooks_is_an_error(project, capsys):
     assert "no notebooks/NN_*.ipynb" in capsys.readouterr().err
 
 
-# --- values and selection ---
-
-
 @pytest.mark.parametrize(
     ("text", "default", "value"),
     [
@@ -118,18 +121,18 @@ def test_no_notebooks_is_an_error(project, capsys):
     ],
 )
 def test_a_value_takes_the_type_of_the_default(text, default, value):
-    parsed = run.parse_value("X", text, default)
+    parsed = parse_value("X", text, default)
     assert (parsed, type(parsed)) == (value, type(value))
 
 
 @pytest.mark.parametrize(("text", "default"), [("a", [1]), ("[1]", {}), ("1", []), ("{", None), ("", 0)])
 def test_a_value_of_another_type_is_refused(text, default):
-    with pytest.raises(run.UsageError, match="parameter X"):
-        run.parse_value("X", text, default)
+    with pytest.raises(UsageError, match="parameter X"):
+        parse_value("X", text, default)
 
 
 def test_parameters_go_where_they_are_declared(project):
-    parameters = run.assign(run.find_notebooks(project), "lab", [("SEED", "3"), ("NAME", "x"), ("SEED", "4")])
+    parameters = assign(find_notebooks(project), "lab", [("SEED", "3"), ("NAME", "x"), ("SEED", "4")])
     assert parameters == {"01_first": {"PROFILE": "lab", "SEED": 4}, "02_second": {"SEED": 4, "NAME": "x"}}
 
 
@@ -146,10 +149,7 @@ def test_parameters_go_where_they_are_declared(project):
     ],
 )
 def test_selection_keeps_the_order_of_the_numbers(project, only, names):
-    assert [notebook.name for notebook in run.select(run.find_notebooks(project), only)] == names
-
-
-# --- running ---
+    assert [notebook.name for notebook in select(find_notebooks(project), only)] == names
 
 
 def test_notebooks_run_in_order_with_their_parameters_and_times(project, capsys):
@@ -204,16 +204,23 @@ def test_the_kernel_is_that_of_the_running_interpreter(project, monkeypatch):
 
 def test_the_callers_choice_for_the_hub_stays(project, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    run.prepare_environment("smoke")
+    prepare_environment("smoke")
     assert os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 def test_other_profiles_may_use_the_hub(project):
-    run.prepare_environment("gemma-2b-40k")
+    prepare_environment("gemma-2b-40k")
     assert "HF_HUB_OFFLINE" not in os.environ
 
 
-# --- refreshing ---
+def test_notebooks_are_told_of_a_refresh_and_of_nothing_else(project, monkeypatch):
+    monkeypatch.setenv("ICRM_REFRESH", "1")  # left over in the caller's shell
+    path = project / "notebooks" / "01_first.ipynb"
+    write_notebook(path, "import os\nprint(os.environ.get('ICRM_REFRESH'))")
+    assert run.main(["--only", "01"], root=project) == 0
+    assert stdout_of(project / "runs" / "smoke" / "01_first.ipynb") == "None\n"
+    assert run.main(["--refresh", "--only", "01"], root=project) == 0
+    assert stdout_of(path) == "1\n"
 
 
 def test_refresh_stores_normalised_outputs_and_is_idempotent(project, capsys):
@@ -244,7 +251,7 @@ def test_normalise_joins_what_arrived_in_pieces_and_nothing_else():
 
     picture = new_output("display_data", data={"image/png": "iVBORw0KGgo="})
     cell = new_code_cell("f()", execution_count=1, outputs=[stream("a"), stream("b\n"), picture, stream("c\n")])
-    outputs = run.normalise(new_notebook(cells=[cell])).cells[0].outputs
+    outputs = normalise(new_notebook(cells=[cell])).cells[0].outputs
     assert [output.get("text", output.output_type) for output in outputs] == ["ab\n", "display_data", "c\n"]
 
 

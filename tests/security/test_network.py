@@ -96,7 +96,7 @@ def test_a_notebook_of_smoke_asks_nobody(tmp_path):
 
 @pytest.mark.parametrize("profile", ["smoke", "lab"])
 def test_a_model_of_the_hub_is_not_asked_for(profile, tmp_path):
-    code = f"from icrm_lib.cli.run import prepare_environment; prepare_environment({profile!r})\n"
+    code = f"from icrm_lib.cli.execution import prepare_environment; prepare_environment({profile!r})\n"
     code += "import huggingface_hub; huggingface_hub.hf_hub_download('owner/model', 'config.json')"
     done, attempts = without_network([sys.executable, "-c", code], tmp_path)
     assert done.returncode and attempts == "" and "offline" in done.stderr.lower()
