@@ -27,7 +27,7 @@ LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
 
 
 class Data:
-    """The pairs of one profile, seed and data source, and their tokenizer.
+    """The pairs of one profile, seed and data source, and their tokenizer; what each is, `Workspace` says.
 
     Args:
         profile: read are `data`, and what the tokenizer and sampled pairs depend on.

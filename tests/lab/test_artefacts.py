@@ -58,15 +58,6 @@ def test_a_lost_artefact_alone_is_made_again_and_is_the_same(copied, calls, make
     assert calls == {makers[noun][1]: 1}
 
 
-def test_a_cut_artefact_is_made_again(copied, calls):
-    folder = Workspace(MICRO, folder=copied).reward_model_folder("icrm")
-    weights = folder / "model.safetensors"
-    want = weights.read_bytes()
-    weights.write_bytes(want[:-10])
-    assert Workspace(MICRO, folder=copied).reward_model_folder("icrm") == folder
-    assert weights.read_bytes() == want and calls == {"train_reward_model": 1}
-
-
 @pytest.mark.parametrize(
     ("sections", "new"),
     [

@@ -28,49 +28,38 @@ def test_own_file_gives_a_reward_model_that_scores_held_out_pairs(own):
     np.testing.assert_array_equal(again.score(conversations(test, "chosen")), scores[0])
 
 
-def test_margins_count_only_where_they_are_asked_for(own, own_file, tmp_path):
-    assert set(own.tokenized["train"]["margin"]) == {3.0, 4.0, 5.0}
-    ws = Workspace(MICRO, preferences=own_file, base_model=own.base_model, folder=tmp_path)
-    plain, with_margin = (final_loss(ws.reward_model_folder(method)) for method in ("bt", "bt_margin"))
-    assert plain < 1.2 < with_margin  # -log sigmoid(0) = 0.69; about 4 with a margin of 4
-    asked = Workspace(
-        micro(reward_model={"margin": True}), preferences=own_file, base_model=own.base_model, folder=tmp_path
-    )
-    assert asked.reward_model_folder("bt") == ws.reward_model_folder("bt_margin")
-
-
-@pytest.mark.parametrize("method", ["bt", "icrm", "grm_sft"])
-def test_ratings_reach_methods_with_a_margin_alone(own, own_file, monkeypatch, tmp_path, method):
-    """And the others make the same artefact with and without ratings in the file."""
-    unrated = tmp_path / "unrated.jsonl"
+def test_ratings_count_where_they_are_subtracted_and_nowhere_else(own, own_file, monkeypatch, tmp_path):
     text = own_file.read_text(encoding="utf-8")
-    unrated.write_text(text.replace("chosen_rating", "note").replace("rejected_rating", "remark"), encoding="utf-8")
+    texts = {
+        "rated": text,
+        "changed": text.replace('"rejected_rating": 2', '"rejected_rating": 1'),
+        "unrated": text.replace("chosen_rating", "note").replace("rejected_rating", "remark"),
+    }
     train_reward_model, given = trained.train_reward_model, []
 
     def note(base_model, tokenizer, rows, *args, **kwargs):
-        given.append(set(rows.column_names))
+        given.append("margin" in rows.column_names)
         return train_reward_model(base_model, tokenizer, rows, *args, **kwargs)
 
     monkeypatch.setattr(trained, "train_reward_model", note)
-    options = {"base_model": own.base_model, "folder": tmp_path / "runs"}
-    rated, plain = (Workspace(MICRO, preferences=file, **options) for file in (own_file, unrated))
-    assert "margin" in rated.tokenized["train"].column_names and "margin" not in plain.tokenized["train"].column_names
-    assert rated.reward_model_folder(method) == plain.reward_model_folder(method)
-    rated.reward_model_folder("bt_margin")
-    assert ["margin" in names for names in given] == [False, True]
-
-
-def test_changed_ratings_make_another_reward_model_where_margins_count(own, own_file, tmp_path):
-    changed = tmp_path / "rated.jsonl"
-    text = own_file.read_text(encoding="utf-8").replace('"rejected_rating": 2', '"rejected_rating": 1')
-    changed.write_text(text, encoding="utf-8")
-    paths = {}
-    for file in (own_file, changed):
-        ws = Workspace(MICRO, preferences=file, base_model=own.base_model, folder=tmp_path / "runs")
-        for method in ("bt_margin", "bt"):
-            paths[method, file] = ws.reward_model_folder(method)
-    assert paths["bt_margin", own_file] != paths["bt_margin", changed]
-    assert paths["bt", own_file] == paths["bt", changed]
+    spaces = {}
+    for name, content in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text(content, encoding="utf-8")
+        options = {"preferences": tmp_path / f"{name}.jsonl", "base_model": own.base_model, "folder": tmp_path / "runs"}
+        spaces[name] = Workspace(MICRO, **options)
+    assert [set(ws.tokenized["train"]["margin"]) for ws in (spaces["rated"], spaces["changed"])] == [
+        {3, 4, 5},
+        {4, 5, 6},
+    ]
+    assert "margin" not in spaces["unrated"].tokenized["train"].column_names
+    for method in ("bt", "icrm", "grm_sft"):
+        assert len({ws.reward_model_folder(method) for ws in spaces.values()}) == 1
+    margin, other = (spaces[name].reward_model_folder("bt_margin") for name in ("rated", "changed"))
+    assert margin != other and given == [False, False, False, True, True]
+    plain = final_loss(spaces["rated"].reward_model_folder("bt"))
+    assert plain < 1.2 < final_loss(margin)  # -log sigmoid(0) = 0.69; about 4 with a margin of 4
+    options |= {"preferences": tmp_path / "rated.jsonl"}
+    assert Workspace(micro(reward_model={"margin": True}), **options).reward_model_folder("bt") == margin
 
 
 @pytest.mark.parametrize(
