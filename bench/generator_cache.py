@@ -28,7 +28,7 @@ from datasets import Dataset
 
 from icrm_lib.generator import cache as generator
 from icrm_lib.generator.cache import CACHE_TYPES, cached_logprobs, model_scorer
-from icrm_lib.language_model.causal import pad_rows
+from icrm_lib.language_model.batches import batches_of, padded
 
 TINY = {"hidden": 16, "layers": 1, "vocabulary": 64, "length": 32}
 
@@ -37,11 +37,9 @@ def bare_batches(data: Dataset, tokens_per_batch: int) -> list[dict[str, torch.T
     """Return the batches that the pass makes of the data: a window of pairs sorted by length, cut by tokens."""
     batches = []
     for window in data.iter(batch_size=generator.WINDOW):
-        rows = sorted(window["chosen_ids"] + window["rejected_ids"], key=len)
-        for members in generator._batches(list(range(len(rows))), [len(row) for row in rows], tokens_per_batch):
-            ids = [rows[i] for i in members]
-            attended = pad_rows([[1] * len(row) for row in ids], 0, torch.long)
-            batches.append({"input_ids": pad_rows(ids, 0, torch.long), "attention_mask": attended})
+        rows = window["chosen_ids"] + window["rejected_ids"]
+        for members in batches_of(range(len(rows)), [len(row) for row in rows], tokens=tokens_per_batch):
+            batches.append(padded([rows[i] for i in members], 0))
     return batches
 
 

@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TopPLogitsWarper
 
 from icrm_lib import records, runtime
+from icrm_lib.language_model.batches import batches_of, padded
 from icrm_lib.language_model.causal import (
     ROWS_PER_CHUNK,
     decoder_states,
     load_causal_lm,
     logit_transforms,
-    pad_rows,
     train_language_model,
     without_adapter,
 )
 from icrm_lib.language_model.checkpoints import rows_fingerprint
+from icrm_lib.language_model.lora import lora_config
 from icrm_lib.profiles import GeneratorSettings
 
 logger = logging.getLogger(__name__)
@@ -141,13 +142,10 @@ def model_scorer(
 
     def score(rows: Sequence[tuple[list[int], int]]) -> list[np.ndarray]:
         results: list[np.ndarray] = [np.empty(0)] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
-        for members in _batches(order, [len(ids) for ids, _ in rows], tokens_per_batch):
-            ids = [rows[i][0] for i in members]
-            batch = {
-                "input_ids": pad_rows(ids, pad_token_id, torch.long).to(model.device),
-                "attention_mask": pad_rows([[1] * len(row) for row in ids], 0, torch.long).to(model.device),
-            }
+        lengths = [len(ids) for ids, _ in rows]
+        for members in batches_of(range(len(rows)), lengths, tokens=tokens_per_batch):
+            batch = padded([rows[i][0] for i in members], pad_token_id)
+            batch = {name: value.to(model.device) for name, value in batch.items()}
             values = token_logprobs(model, batch, **options).cpu().numpy()
             for position, i in enumerate(members):
                 results[i] = values[position, rows[i][1] : len(rows[i][0])]
@@ -180,18 +178,6 @@ def vllm_scorer(model: str | Path) -> Scorer:
         ]
 
     return score
-
-
-def _batches(order: list[int], lengths: list[int], tokens_per_batch: int):
-    # `order` goes from short to long, so the last member decides the padded length.
-    members: list[int] = []
-    for index in order:
-        if members and (len(members) + 1) * lengths[index] > tokens_per_batch:
-            yield members
-            members = []
-        members.append(index)
-    if members:
-        yield members
 
 
 def cached_logprobs(
@@ -351,11 +337,8 @@ def fit_generator(
     """
     runtime.seed_everything(seed)
     model = load_causal_lm(base_model, dtype=torch.float32 if runtime.device() == "cpu" else torch.bfloat16)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear"
-    )
     trainer = train_language_model(
-        get_peft_model(model, lora),
+        get_peft_model(model, lora_config(settings)),
         both_sides(dataset),
         folder=folder,
         pad_token_id=_pad_id(model),

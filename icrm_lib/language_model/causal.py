@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from icrm_lib import runtime
+from icrm_lib.language_model.batches import padded
 from icrm_lib.language_model.checkpoints import (
     LogFile,
     SealedCheckpoints,
@@ -191,15 +192,6 @@ def decoder_states(model: torch.nn.Module, causal_lm: PreTrainedModel, **inputs:
     return states[0]
 
 
-def pad_rows(rows: list[list], value: float | int, dtype: torch.dtype) -> torch.Tensor:
-    """Right-pad lists to one tensor. Shape: (len(rows), longest)."""
-    length = max(map(len, rows))
-    padded = torch.full((len(rows), length), value, dtype=dtype)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = torch.as_tensor(row, dtype=dtype)
-    return padded
-
-
 class LanguageModelTrainer(Trainer):
     """Next-token training on the tokens from `prompt_length` on.
 
@@ -221,12 +213,8 @@ class LanguageModelTrainer(Trainer):
         return loss
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        ids = [row["input_ids"] for row in rows]
-        return {
-            "input_ids": pad_rows(ids, self.pad_token_id, torch.long),
-            "attention_mask": pad_rows([[1] * len(row) for row in ids], 0, torch.long),
-            "prompt_length": torch.tensor([row["prompt_length"] for row in rows]),
-        }
+        batch = padded([row["input_ids"] for row in rows], self.pad_token_id)
+        return batch | {"prompt_length": torch.tensor([row["prompt_length"] for row in rows])}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         prompt_length = inputs.pop("prompt_length")

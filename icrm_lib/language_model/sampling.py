@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
+from icrm_lib.language_model.batches import padded
 from icrm_lib.rows import BadRow, json_lines
 from icrm_lib.tokenization import Conversation, closing_token_ids
 
@@ -259,12 +260,9 @@ def greedy(
     rows, responses = [prompt_ids(tokenizer, prompt) for prompt in prompts], []
     for begin in range(0, len(rows), batch_size):
         batch = rows[begin : begin + batch_size]
-        width = max(map(len, batch))
-        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-        config = generation_config(tokenizer, max_new_tokens)
-        output = generate(model, config, ids.to(model.device), mask.to(model.device))
-        responses += [_response(tokenizer, row) for row in output.sequences[:, width:].tolist()]
+        ids, mask = (value.to(model.device) for value in padded(batch, tokenizer.pad_token_id, side="left").values())
+        output = generate(model, generation_config(tokenizer, max_new_tokens), ids, mask)
+        responses += [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
     return responses
 
 

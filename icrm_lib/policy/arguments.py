@@ -1,10 +1,9 @@
-"""What DPO and GRPO are told in the same way: where they start, LoRA, and the trainer's arguments."""
+"""What DPO and GRPO are told in the same way: where they start, and the trainer's arguments."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import PreTrainedModel
 
 from icrm_lib import runtime
@@ -35,9 +34,3 @@ def trainer_arguments(settings: RewardModelSettings, folder: Path, seed: int) ->
 
 def starting_policy(base_model: str | Path) -> PreTrainedModel:
     return load_causal_lm(base_model, dtype=torch.bfloat16 if runtime.device() == "cuda" else torch.float32)
-
-
-def lora_config(settings: RewardModelSettings) -> LoraConfig:
-    return LoraConfig(
-        task_type="CAUSAL_LM", r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear"
-    )

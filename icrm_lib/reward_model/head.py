@@ -60,7 +60,7 @@ def add_mlp_head(model: PreTrainedModel, size: int) -> PreTrainedModel:
     return model
 
 
-def load_whole(path: str, **kwargs) -> PreTrainedModel:
+def load_classifier(path: str, **kwargs) -> PreTrainedModel:
     """Load a whole one-label model, with a linear head or an MLP.
 
     Args:

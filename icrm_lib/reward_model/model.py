@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from icrm_lib import runtime
 from icrm_lib.language_model.loading import NO_CODE
 from icrm_lib.reward_model import scoring
-from icrm_lib.reward_model.head import load_adapter, load_whole, reward_head
+from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
 from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversation, tokenize_conversations
 
 
@@ -111,7 +111,7 @@ class RewardModel:
         if (Path(path) / "adapter_config.json").is_file():
             model = load_adapter(path, **kwargs)
         else:
-            model = load_whole(path, **kwargs)
+            model = load_classifier(path, **kwargs)
         return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path, **NO_CODE))
 
     def score(

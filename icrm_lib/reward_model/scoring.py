@@ -1,13 +1,13 @@
 """Run a reward model over many token sequences: little padding, shared prompts once, prefixes as they grow."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from icrm_lib.language_model.causal import pad_rows
+from icrm_lib.language_model.batches import batches_of, padded
 from icrm_lib.reward_model.head import capture_head
 
 LEAST_SHARED = 32  # tokens; below it a pass of its own for the prompt costs more than it saves
@@ -49,7 +49,8 @@ def token_scores(
             alone.extend(members)
         else:
             _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results)
-    for members in _batches(alone, [len(row) for row in rows], batch_size):
+    lengths = [len(row) for row in rows]
+    for members in batches_of(alone, lengths, tokens=TOKENS_PER_BATCH, rows=batch_size):
         rewards = _forward(model, [rows[i] for i in members], pad_token_id)
         for values, i in zip(rewards, members, strict=True):
             results[i] = values[starts[i] : len(rows[i])].copy()
@@ -64,25 +65,12 @@ def _groups(rows: list[list[int]], shared: list[int]) -> list[tuple[list[int], l
     return [(list(prefix), members) for prefix, members in groups.items()]
 
 
-def _batches(members: Sequence[int], lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
-    """Indices from short to long, cut where the padded tokens or the rows would be too many."""
-    batch: list[int] = []
-    for index in sorted(members, key=lambda i: lengths[i]):
-        full = len(batch) == batch_size or (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH
-        if batch and full:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
 def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results) -> None:
     """Score rows with one common beginning: the beginning once, then the rest of each."""
     first, cache = _encode(model, prefix)
     skip = len(prefix)
     # Each row of a batch holds a copy of the prompt's keys and values, so the prompt counts as its tokens, too.
-    batches = list(_batches(members, [len(row) for row in rows], batch_size))
+    batches = list(batches_of(members, [len(row) for row in rows], tokens=TOKENS_PER_BATCH, rows=batch_size))
     for number, batch in enumerate(batches):
         own = cache if number == len(batches) - 1 else copy.deepcopy(cache)
         own.batch_repeat_interleave(len(batch))
@@ -107,10 +95,9 @@ def _forward(
     seen: int = 0,
 ) -> np.ndarray:
     """One forward pass, right-padded so that causal attention never sees the padding. Shape: (N, T), float32."""
-    ids = pad_rows(rows, pad_token_id, torch.long).to(model.device)
-    mask = pad_rows([[1] * (seen + len(row)) for row in rows], 0, torch.long).to(model.device)
+    batch = {name: value.to(model.device) for name, value in padded(rows, pad_token_id, seen=seen).items()}
     with capture_head(model) as head:
-        model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
+        model(**batch, past_key_values=cache, use_cache=cache is not None)
     return head.rewards.float().cpu().numpy()
 
 

@@ -17,6 +17,7 @@ from trl import RewardConfig
 
 from icrm_lib import runtime
 from icrm_lib.generator.cache import data_fingerprint
+from icrm_lib.language_model import lora
 from icrm_lib.language_model.checkpoints import (
     LogFile,
     SealedCheckpoints,
@@ -171,13 +172,8 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
 
 def lora_config(settings: RewardModelSettings) -> LoraConfig:
     """LoRA on every linear layer but the head's."""
-    return LoraConfig(
-        task_type="SEQ_CLS",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        target_modules="all-linear",
-        exclude_modules=r"(.*\.)?score(\..*)?",  # the layers of an MLP head are trained whole
-    )
+    mlp_head = r"(.*\.)?score(\..*)?"  # its layers are trained whole
+    return lora.lora_config(settings, task_type="SEQ_CLS", exclude_modules=mlp_head)
 
 
 def _start(base_model: str | Path, settings: RewardModelSettings, args: ICRMConfig) -> str | PreTrainedModel:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import pad_rows
+from icrm_lib.language_model.batches import padded
 
 BENCHMARKS = runtime.project_root() / "bench"
 SIZES = {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "length": 32}
@@ -155,7 +155,7 @@ def reference(module, tmp_path):
     module("common").small_llama(16, 1, 50, 12).save_pretrained(tmp_path)
     rng = np.random.default_rng(0)
     rows = [rng.integers(10, 50, size).tolist() for size in (12, 9, 8, 11)]
-    ids, attended = pad_rows(rows, 0, torch.long), pad_rows([[1] * len(row) for row in rows], 0, torch.long)
+    ids, attended = padded(rows, 0).values()
     mask = attended.bool() & (torch.arange(12) >= torch.tensor([3, 5, 3, 5])[:, None])
 
     def make(lean):

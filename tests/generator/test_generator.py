@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 from icrm_lib import records
 from icrm_lib.generator import cache as generator
 from icrm_lib.generator.cache import model_scorer
-from icrm_lib.language_model.causal import load_causal_lm, pad_rows, refuse_transformed_logits
+from icrm_lib.language_model.batches import padded
+from icrm_lib.language_model.causal import load_causal_lm, refuse_transformed_logits
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -31,10 +32,7 @@ def plain_logprobs(model, ids, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_token_logprobs_equal_the_full_softmax(model, pairs, temperature):
     rows = [*pairs["chosen_ids"][:3], *pairs["rejected_ids"][:3]]
-    batch = {
-        "input_ids": pad_rows(rows, 0, torch.long),
-        "attention_mask": pad_rows([[1] * len(r) for r in rows], 0, torch.long),
-    }
+    batch = padded(rows, 0)
     got = generator.token_logprobs(model, batch, temperature=temperature)
     assert got.shape == batch["input_ids"].shape and got.dtype == torch.float32
     for row, ids in enumerate(rows):

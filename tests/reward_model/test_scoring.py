@@ -98,15 +98,6 @@ def test_a_shared_prompt_is_encoded_once(model, monkeypatch):
     assert sum(seen) == 100 + 16 * 10
 
 
-def test_batches_hold_at_most_so_many_tokens_and_rows(monkeypatch):
-    monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 50)
-    lengths = [10, 20, 30, 9, 60, 8]
-    batches = list(scoring._batches(range(6), lengths, None))
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 50 for b in batches)
-    assert max(len(b) for b in scoring._batches(range(6), lengths, 2)) == 2
-
-
 def test_nothing_to_score_is_nothing(model):
     assert token_scores(model, [], [], pad_token_id=0) == []
 
