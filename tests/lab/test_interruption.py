@@ -81,7 +81,6 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
 def test_workers_end_with_the_grid_that_started_them(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(ORPHANS)
