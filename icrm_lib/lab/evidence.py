@@ -7,15 +7,15 @@ import numpy as np
 
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.test_sets import CALIBRATION, SHIFTS, VALIDATION, TestSet, test_set
-from icrm_lib.measures.tokens import (
+from icrm_lib.measures import (
     TokenScorer,
     agreement_by_response,
-    calibration,
     change_at_quality,
     localisation,
     partial_agreement,
     smoothness,
     token_agreement,
+    token_calibration,
 )
 from icrm_lib.profiles import Profile
 
@@ -55,7 +55,9 @@ def measure_tokens(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
             "agreement": token_agreement(ours, values),
             "score_agreement": token_agreement(ours, [t.clause_scores for t in truth]),
             "partial": partial_agreement(ours, values, controls),
-            "calibration": calibration(ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]),
+            "calibration": token_calibration(
+                ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]
+            ),
             "quality": change_at_quality(ours, [t.quality for t in truth]),
             "localisation": localisation(ours, [t.quality for t in truth]),
             "smoothness": smoothness(ours, logprobs),
