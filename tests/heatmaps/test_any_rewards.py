@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from markup import Token, read
 from matplotlib import pyplot as plt
 
-from icrm_lib.heatmaps.figure import LARGEST, token_heatmap, token_heatmap_html
+from icrm_lib.heatmaps import token_heatmap, token_heatmap_html
+from icrm_lib.heatmaps.responses import LARGEST
 
 REWARDS = (
     st.floats(allow_nan=True, allow_infinity=True) | st.floats(-9, 9) | st.sampled_from([None, "x", 10**400, True, 0])

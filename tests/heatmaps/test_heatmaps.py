@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 from icrm_lib.figures import DIVERGING
-from icrm_lib.heatmaps.figure import CLOSING, Row, reward_norm, token_heatmap, token_heatmap_html
+from icrm_lib.heatmaps import Row, reward_norm, token_heatmap, token_heatmap_html
+from icrm_lib.heatmaps.text import CLOSING
 
 
 def tokens(*pairs):

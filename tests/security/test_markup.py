@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from icrm_lib.heatmaps.figure import Row, token_heatmap_html
+from icrm_lib.heatmaps import Row, token_heatmap_html
 from icrm_lib.report import layout, tables
 from icrm_lib.reward_model.model import TokenReward
 
