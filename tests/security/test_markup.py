@@ -52,5 +52,5 @@ def test_text_in_a_table_stays_text(text):
     structure = {"h2", "p", "table", "thead", "tbody", "tr", "th", "td", "strong"}
     assert page.elements <= structure and page.text.count(text) == 4 and page.attributes == set()
     latex = layout.to_latex(table, frame)
-    assert latex.count(tables._latex(text)) == 3 and "<script" not in latex
+    assert latex.count(layout._latex(text)) == 3 and "<script" not in latex
     assert "<script" not in pd.DataFrame({text: [text]})._repr_html_()  # how a notebook shows a frame

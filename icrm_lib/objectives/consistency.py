@@ -1,0 +1,203 @@
+"""The consistency term of adjacent prefixes, for pairs and for single responses with labels.
+
+Notation of the paper (ICRM, arXiv 2506.09096): R raw token reward, u calibrated reward in (0, 1), p the generator's
+probability of a token, w = chosen, l = rejected, sg = stop-gradient.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from icrm_lib.objectives.inputs import check_option, check_tokens, positive, widen
+
+CENTERINGS = ("response", "positions", "none")
+FORMS = ("mutual_bce", "plain_log", "l1", "l2", "martingale")
+WEIGHTINGS = ("probability", "uniform", "inverted", "random_pairs")
+
+
+def consistency_terms(
+    rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    token_probs: torch.Tensor,
+    *,
+    centering: str = "response",
+    form: str = "mutual_bce",
+    weighting: str = "probability",
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The consistency term of adjacent prefixes and its scale, before normalisation: A and W.
+
+    Calibration (eqs. 4 and 5), every response centred on the mean of its partner:
+        u^w_t = sigmoid(R^w_t - sg mean_k R^l_k),    u^l_t = 1 - sigmoid(R^l_t - sg mean_k R^w_k).
+    Mutually weighted binary cross-entropy of adjacent tokens:
+        ell_t = -1/2 [sg(u_{t+1}) log u_t + sg(u_t) log u_{t+1}]
+        A = sum(ell_t p_{t+1} M_t) / sum(M_t),    W = sum((u_t + u_{t+1})/2 p_{t+1} M_t) / sum(M_t)
+    with M_t = 1 where t and t+1 are both response tokens, pooled over all rows. Positions outside the mask
+    (prompt, padding) never change either result, whatever they hold ("positions" excepted). The training loss is A / S
+    with S the moving average of W (`training.ConsistencyScale`).
+
+    The other forms of ell_t; A and W stay as above:
+        plain_log   -1/2 [log u_t + log u_{t+1}], the reference implementation's ablation without mutual weights
+        l1          |u_t - u_{t+1}|, gradient through both
+        l2          (u_t - u_{t+1})^2, gradient through both
+        martingale  -[sg(u_{t+1}) log u_t + (1 - sg(u_{t+1})) log(1 - u_t)], gradient through u_t only
+    "martingale" is TD(0) with cross-entropy. Over y_{t+1} drawn from the generator its expectation is smallest at
+    u_t = E[u_{t+1} | x, y_{<=t}], which is eq. (3) with n = m + 1. The data do the drawing, so it assumes responses
+    of the generator and goes with "uniform": a weight p counts the probability of the draw twice.
+
+    Args:
+        rewards: raw token rewards, rows 0..B-1 chosen, rows B..2B-1 the rejected partners. Shape: (2B, T).
+        response_mask: True on response tokens and the closing token. Bool. Shape: (2B, T).
+        token_probs: entry t = P_gen(token t | tokens < t), in [0, 1]. Shape: (2B, T). Ignored for "uniform".
+        centering: "response" (mean over the partner's response tokens); "positions" (mean over all T positions of the
+            partner's row as they are, a slip of the reference implementation: the prompt, and how much padding the
+            batch happens to have and what it holds, change the loss); "none" (u^w = sigmoid(R^w),
+            u^l = 1 - sigmoid(R^l)).
+        form: "mutual_bce", "plain_log", "l1", "l2" or "martingale".
+        weighting: "probability"; "uniform" (p = 1, the control without a generator); "inverted" (1 - p_{t+1} for
+            p_{t+1}); "random_pairs" (u_s for u_{t+1}, the weight p_{t+1} kept: s is uniform among the response tokens
+            of the row but t and its two neighbours, first and last token being neighbours too; a row with fewer than
+            four response tokens has M_t = 0).
+        generator: source of the draws of "random_pairs", torch's global one by default. The draws depend on the mask
+            only through its response tokens, not through the padding.
+
+    Returns:
+        (A, W): two scalars (float32, or float64 for float64 rewards), A with gradient, W without. Both 0 when no row
+        has two response tokens (four for "random_pairs").
+
+    Raises:
+        ValueError: shapes differ, an odd number of rows, or an unknown option.
+    """
+    if rewards.dim() != 2 or rewards.shape[0] % 2:
+        raise ValueError(f"rewards must have shape (2B, T): B chosen rows, then B rejected; got {tuple(rewards.shape)}")
+    check_tokens(rewards, response_mask=response_mask, token_probs=token_probs)
+    check_option("centering", centering, CENTERINGS)
+    check_option("form", form, FORMS)
+    check_option("weighting", weighting, WEIGHTINGS)
+    logits = _calibrated(widen(rewards), response_mask, centering)
+    return _terms(logits, response_mask, token_probs, form, weighting, generator)
+
+
+def pointwise_consistency_terms(
+    rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    token_probs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    form: str = "mutual_bce",
+    weighting: str = "probability",
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and W of `consistency_terms` for responses with outcome labels instead of partners (math, code).
+
+    Calibration (paper, section "pointwise form"), without centring:
+        u_t = sigmoid(R_t) where z = 1,    u_t = 1 - sigmoid(R_t) where z = 0.
+    From u on everything is as in `consistency_terms`.
+
+    Args:
+        rewards: raw token rewards, one row a response. Shape: (N, T).
+        response_mask: True on response tokens and the closing token. Bool. Shape: (N, T).
+        token_probs: entry t = P_gen(token t | tokens < t), in [0, 1]. Shape: (N, T). Ignored for "uniform".
+        labels: z, 1 where the response is right and 0 where it is wrong. Bool, int or float. Shape: (N,).
+        form, weighting, generator: see `consistency_terms`.
+
+    Returns:
+        (A, W), as `consistency_terms`.
+
+    Raises:
+        ValueError: shapes differ, a label is neither 0 nor 1, or an unknown option.
+    """
+    check_tokens(rewards, response_mask=response_mask, token_probs=token_probs)
+    if labels.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"labels must have one entry a row of rewards, shape {tuple(rewards.shape[:1])}; got {tuple(labels.shape)}"
+        )
+    check_option("form", form, FORMS)
+    check_option("weighting", weighting, WEIGHTINGS)
+    rewards = widen(rewards).masked_fill(~response_mask, 0.0)
+    logits = torch.where(positive(labels)[:, None], rewards, -rewards)
+    return _terms(logits, response_mask, token_probs, form, weighting, generator)
+
+
+def _terms(
+    logits: torch.Tensor,
+    response_mask: torch.Tensor,
+    token_probs: torch.Tensor,
+    form: str,
+    weighting: str,
+    generator: torch.Generator | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # A and W from the logits of u on. Outside the mask the logits are arbitrary but finite.
+    pairs = response_mask[:, :-1] & response_mask[:, 1:]  # M_t
+    partners = None  # u_t is tied to u_{t+1}
+    if weighting == "random_pairs":
+        pairs = pairs & (response_mask.sum(1, keepdim=True) >= 4)  # with three, all tokens are neighbours
+        partners = _random_partners(response_mask, pairs, generator)
+
+    log_u = F.logsigmoid(logits)  # log-sigmoid: exact at |reward| = 50 and beyond
+    u = log_u.detach().exp()
+    ell = _ell(form, logits, log_u, u, partners)
+    weights = pairs.to(u.dtype)
+    if weighting != "uniform":
+        p = token_probs[:, 1:].to(u.dtype)
+        # What padding holds (even nan) must not reach a sum: 0 * nan is nan, so it is replaced, not multiplied.
+        weights = torch.where(pairs, 1.0 - p if weighting == "inverted" else p, 0.0)  # p_{t+1} M_t
+    count = pairs.sum().clamp(min=1)
+    loss = (ell * weights).sum() / count  # A
+    scale = (0.5 * (_other(u, partners) + u[:, :-1]) * weights).sum() / count  # W
+    return loss, scale.detach()
+
+
+def _ell(
+    form: str, logits: torch.Tensor, log_u: torch.Tensor, u: torch.Tensor, partners: torch.Tensor | None
+) -> torch.Tensor:
+    # ell_t for t = 0..T-2; u carries no gradient (sg), log_u does.
+    log_here, log_other = log_u[:, :-1], _other(log_u, partners)
+    if form == "mutual_bce":
+        return -0.5 * (_other(u, partners) * log_here + u[:, :-1] * log_other)
+    if form == "plain_log":
+        return -0.5 * (log_here + log_other)
+    if form == "martingale":
+        log_not_u = F.logsigmoid(-logits)  # log(1 - u) would be -inf from a logit of 18 on in float32
+        not_u = log_not_u.detach().exp()
+        return -(_other(u, partners) * log_here + _other(not_u, partners) * log_not_u[:, :-1])
+    difference = log_here.exp() - log_other.exp()
+    return difference.abs() if form == "l1" else difference.square()
+
+
+def _other(values: torch.Tensor, partners: torch.Tensor | None) -> torch.Tensor:
+    # The values at t + 1, or at the partner of t. Shape: (N, T) -> (N, T - 1).
+    return values[:, 1:] if partners is None else values.gather(1, partners)
+
+
+def _random_partners(
+    response_mask: torch.Tensor, pairs: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor:
+    # Position s for every t in `pairs` (t itself elsewhere): of n response tokens the one k ranks on, k in 2..n-2,
+    # round the end. One draw a pair, not one a position: the width of the padding does not move the random numbers.
+    counts = response_mask.sum(1)
+    rows, here = pairs.nonzero(as_tuple=True)
+    n = counts[rows]
+    device = response_mask.device if generator is None else generator.device
+    draws = torch.randint(2**31, rows.shape, generator=generator, device=device).to(response_mask.device)
+    steps = 2 + draws % (n - 3)  # uniform up to n / 2^31
+    ranks = response_mask.cumsum(1)[rows, here] - 1
+    tokens = response_mask.nonzero()[:, 1]  # of all rows, one after the other
+    starts = (counts.cumsum(0) - counts)[rows]
+    partners = torch.arange(pairs.shape[1], device=response_mask.device).repeat(pairs.shape[0], 1)
+    partners[rows, here] = tokens[starts + (ranks + steps) % n]
+    return partners
+
+
+def _calibrated(rewards: torch.Tensor, response_mask: torch.Tensor, centering: str) -> torch.Tensor:
+    # Logits of u: +(R^w - mean R^l) for chosen rows, -(R^l - mean R^w) for rejected rows (eqs. 4 and 5).
+    inside = rewards.masked_fill(~response_mask, 0.0)  # nan of the padding must not reach a sum
+    half = rewards.shape[0] // 2
+    if centering == "none":
+        return torch.cat([inside[:half], -inside[half:]])
+    if centering == "positions":
+        means = rewards.detach().mean(1)
+    else:
+        means = inside.detach().sum(1) / response_mask.sum(1).clamp(min=1)
+    partner_means = torch.cat([means[half:], means[:half]])
+    centred = inside - partner_means[:, None]
+    return torch.cat([centred[:half], -centred[half:]])
