@@ -10,6 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 # What decides a number in a record; printed at the start of every notebook and stored with every result.
+# Warnings of libraries about each other that nobody here can act on; the pattern matches where a message begins.
+KNOWN_WARNINGS = (
+    r"`(is_)?gradient_checkpointing` is deprecated",  # transformers, of the name that TRL and PEFT use
+)
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 
 
@@ -68,10 +72,10 @@ def display_path(path: str | Path) -> str:
 
 
 def quiet() -> None:
-    """Silence progress bars, advice and warnings of the libraries below; call before they are imported.
+    """Silence progress bars, advice and chosen warnings of the libraries below; call before they are imported.
 
-    Stored notebook outputs are compared on other machines, so nothing that depends on the machine or on a
-    library's mood may reach them. Errors still do.
+    For entry points and notebooks alone: stored outputs are compared on other machines, so nothing that depends on the
+    machine or on a library's mood may reach them. Errors and every warning not in `KNOWN_WARNINGS` still do.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -80,7 +84,8 @@ def quiet() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     if not watched():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own bars follow it, too
-    warnings.filterwarnings("ignore")
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def seed_everything(seed: int) -> None:

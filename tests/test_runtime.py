@@ -1,8 +1,10 @@
 """Paths that do not depend on where one starts, seeds, versions, and a start cell that names no machine."""
 
+import ast
 import os
 import random
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,21 @@ def test_quiet_leaves_the_users_own_choice(monkeypatch):
     monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
     runtime.quiet()
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+def test_quiet_hides_chosen_warnings_and_no_others():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        runtime.quiet()
+        warnings.warn("`gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
+        warnings.warn("invalid value encountered in divide", RuntimeWarning, stacklevel=1)
+    assert [str(one.message) for one in seen] == ["invalid value encountered in divide"]
+
+
+def test_only_commands_are_quiet_when_they_are_imported():
+    called = set()
+    for path in (ROOT / "icrm_lib").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Expr) and ast.unparse(node.value) == "runtime.quiet()":
+                called.add(path.parent.name)
+    assert called <= {"cli"}

@@ -56,20 +56,23 @@ class Share:
         sum: adds a tensor up over the processes.
     """
 
-    pairs: float
-    processes: int
-    sum: Callable[[torch.Tensor], torch.Tensor]
+    pairs: float = 1.0
+    processes: int = 1
+    sum: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
 
     def of_tokens(self, count: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """Factor of a mean over `count` of this process's tokens, of `total` on all processes."""
         return count * self.processes / total.clamp(min=1)
 
 
+ALONE = Share()
+
+
 def icrm_loss(
     batch: Batch,
     args: ICRMConfig,
     scale: ConsistencyScale,
-    share: Share,
+    share: Share = ALONE,
     *,
     trl_loss: torch.Tensor | None = None,
     text_loss: Callable[[], torch.Tensor] | None = None,
@@ -81,7 +84,7 @@ def icrm_loss(
         batch: of this process.
         args: weights and forms of the terms.
         scale: S, moved on while training.
-        share: of this process.
+        share: of this process; one that trains alone by default.
         trl_loss: TRL's Bradley-Terry loss of the same batch, taken as it is where nothing of ours changes it.
         text_loss: L_text, called where it has a weight.
         training: whether S moves on.
