@@ -11,18 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from icrm_lib.benchmarks import official as benchmarks
-from icrm_lib.benchmarks.items import (
-    PRIOR,
-    REWARDBENCH,
-    REWARDBENCH2,
-    RMBENCH,
-    load_prior_sets,
-    load_rewardbench,
-    load_rewardbench2,
-    load_rmbench,
-    score_items,
-)
+from icrm_lib import benchmarks
+from icrm_lib.benchmarks import load_prior_sets, load_rewardbench, load_rewardbench2, load_rmbench, score_items
+from icrm_lib.benchmarks.reward_bench import PRIOR, PRIOR_SETS, REWARDBENCH
+from icrm_lib.benchmarks.reward_bench_2 import REWARDBENCH2, REWARDBENCH2_DOMAINS
+from icrm_lib.benchmarks.rm_bench import RMBENCH, RMBENCH_DOMAINS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADERS = (load_rewardbench, load_prior_sets, load_rewardbench2, load_rmbench)
@@ -231,9 +224,9 @@ def test_the_official_numbers_of_rows():
     assert [sum(b.rows.values()) for b in (REWARDBENCH, PRIOR, REWARDBENCH2, RMBENCH)] == [2985, 17154, 1865, 1327]
     weights = {name: n for section in benchmarks.REWARDBENCH_WEIGHTS.values() for name, n in section.items()}
     assert REWARDBENCH.rows == weights | {"math-prm": 447}
-    assert set(PRIOR.rows) == set(benchmarks.PRIOR_SETS)
-    assert tuple(REWARDBENCH2.rows) == benchmarks.REWARDBENCH2_DOMAINS
-    assert set(RMBENCH.rows) == {part for parts in benchmarks.RMBENCH_DOMAINS.values() for part in parts}
+    assert set(PRIOR.rows) == set(PRIOR_SETS)
+    assert tuple(REWARDBENCH2.rows) == REWARDBENCH2_DOMAINS
+    assert set(RMBENCH.rows) == {part for parts in RMBENCH_DOMAINS.values() for part in parts}
 
 
 def test_other_numbers_of_rows_are_noted(tmp_path):

@@ -4,15 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icrm_lib.benchmarks.official import (
-    LEADERBOARD_WEIGHTS,
-    PRIOR_SETS,
-    REWARDBENCH2_DOMAINS,
-    REWARDBENCH_WEIGHTS,
-    rewardbench,
-    rewardbench2,
-    rmbench,
-)
+from icrm_lib.benchmarks import REWARDBENCH_WEIGHTS, rewardbench, rewardbench2, rmbench
+from icrm_lib.benchmarks.reward_bench import LEADERBOARD_WEIGHTS, PRIOR_SETS
+from icrm_lib.benchmarks.reward_bench_2 import REWARDBENCH2_DOMAINS
 
 # Pairs won by PKU-Alignment/beaver-7b-v1.0-cost of the pairs in each subset, from the README of the official package.
 BEAVER = {
