@@ -10,7 +10,6 @@ writes it to `results/bench/padding.json`.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from icrm_lib import runtime
 from icrm_lib.language_model.causal import scratch_tokenizer
 from icrm_lib.reward_model.head import reward_head
+from icrm_lib.rows import file_rows
 from icrm_lib.training.packing import packing
 
 REAL = ("pandalm_human.jsonl", "alpacaeval_gpt4_train.jsonl")
@@ -40,8 +40,7 @@ def log_normal_lengths(count: int, rng: np.random.Generator) -> tuple[np.ndarray
 
 def real_lengths(path: Path) -> np.ndarray:
     """Return the tokens of the chosen and rejected rows of a file, in a BPE vocabulary of 8,000 trained on it."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = [[row["prompt"] + row[side] for side in ("chosen", "rejected")] for row in rows]
+    texts = [[row["prompt"] + row[side] for side in ("chosen", "rejected")] for _, row in file_rows(path)]
     tokenizer = scratch_tokenizer([text for both in texts for text in both], 8000)
     return np.array([[min(LONGEST, len(ids)) for ids in tokenizer(both)["input_ids"]] for both in texts])
 
