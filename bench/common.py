@@ -150,6 +150,11 @@ def trainer_step(trainer: RewardTrainer) -> Callable[[], None]:
     return step
 
 
+def step_seconds(step: Callable[[], None], warm: int, steps: int) -> float:
+    """Return the median seconds of a step, without the first `warm` ones."""
+    return float(np.median(take_turns({"step": step}, steps, warm=warm)["step"]))
+
+
 def take_turns(contestants: dict[str, Callable[[], Any]], rounds: int, *, warm: int = 3) -> dict[str, np.ndarray]:
     """Let every contestant do its piece once a round; seconds of each, without the first `warm` rounds.
 

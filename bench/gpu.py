@@ -12,18 +12,20 @@ process of its own. Utilisation is the floating point operations of a real step,
 
 import argparse
 import re
-import time
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.modules.linear_cross_entropy  # noqa: F401 (registers the operator below)
-from common import finish, hold, in_own_process, make_trainer, peak, random_pairs, trainer_step, wait
+from common import finish, hold, in_own_process, make_trainer, peak, random_pairs, step_seconds, trainer_step
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSequenceClassification, GemmaConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
+from icrm_lib.plan.devices import measured_rates
+from icrm_lib.plan.models import model_config
 
+SHAPES = {"gemma-2b": "google/gemma-2b-it", "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct"}
 KINDS = ("bt", "icrm", "icrm + sft")
 # Dense bfloat16 TFLOP/s (NVIDIA's data sheets; where they give the figure with sparsity only, half of it). The first
 # whose name is part of the device's counts; for others it is measured.
@@ -37,14 +39,9 @@ def text_term_flop(states: torch.Size, head: torch.Size, *_: Any, **__: Any) -> 
 
 
 def shape_config(shape: str) -> PreTrainedConfig:
-    """Return the configuration of "gemma-2b", "llama3-8b" or "tiny"."""
-    if shape == "gemma-2b":
-        sizes = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "head_dim": 256}
-        return GemmaConfig(vocab_size=256_000, num_attention_heads=8, num_key_value_heads=1, **sizes)
-    if shape == "llama3-8b":
-        sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
-        heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
-        return LlamaConfig(vocab_size=128_256, max_position_embeddings=8192, **sizes, **heads)
+    """Return the configuration of a name of `SHAPES`, or "tiny"."""
+    if shape in SHAPES:
+        return model_config(SHAPES[shape])
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
     return LlamaConfig(vocab_size=1000, tie_word_embeddings=True, **sizes)
 
@@ -69,11 +66,8 @@ def measure(shape: str, kind: str, pairs: int, args: argparse.Namespace) -> dict
     try:
         model, lm_head = random_model(config)
         step = trainer_step(make_trainer(kind, model, data, pairs, lm_head=lm_head))
-        held, stamps = hold(), []
-        for _ in range(warm + args.steps):
-            step()
-            wait()
-            stamps.append(time.perf_counter())
+        held = hold()
+        seconds = step_seconds(step, warm, args.steps)
         most = held + peak(held)
         with FlopCounterMode(display=False, custom_mapping={TEXT_TERM: text_term_flop}) as counter:
             step()
@@ -81,7 +75,6 @@ def measure(shape: str, kind: str, pairs: int, args: argparse.Namespace) -> dict
         return None
     lengths = np.array([[len(ids) for ids in data[f"{side}_ids"]] for side in ("chosen", "rejected")])
     batches = lengths.T.reshape(-1, 2 * pairs)
-    seconds = float(np.median(np.diff(stamps)[warm - 1 :]))
     return {
         "seconds": round(seconds, 4),
         "tokens_per_second": round(float(batches.sum(1).mean()) / seconds),
@@ -96,21 +89,7 @@ def peak_tflops() -> tuple[float, str]:
     for name, tflops in PEAK_TFLOPS.items():
         if torch.cuda.is_available() and name in runtime.device_name():
             return tflops, "data sheet"
-    return in_own_process(measured_tflops), "a large matrix product"
-
-
-def measured_tflops() -> float:
-    on_gpu = torch.cuda.is_available()
-    size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
-    a, b = torch.randn(2, size, size, device=runtime.device(), dtype=dtype)
-    seconds = []
-    for _ in range(10):
-        wait()
-        start = time.perf_counter()
-        a @ b
-        wait()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds) / 1e12
+    return in_own_process(measured_rates)[0], "a large matrix product"
 
 
 def fitting(shape: str, args: argparse.Namespace) -> dict:
@@ -130,11 +109,11 @@ def fitting(shape: str, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=("gemma-2b", "llama3-8b", "tiny"))
+    parser.add_argument("--shape", nargs="+", choices=(*SHAPES, "tiny"))
     for name, value in {"pairs": 16, "length": 1024, "steps": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    args.shape = args.shape or ["gemma-2b", "llama3-8b"]
+    args.shape = args.shape or list(SHAPES)
     if not torch.cuda.is_available() and args.shape != ["tiny"]:
         raise SystemExit("no GPU is visible; --shape tiny runs without one")
     most, source = peak_tflops()

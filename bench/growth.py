@@ -25,8 +25,8 @@ from common import (
     random_pairs,
     read_sizes,
     small_llama,
+    step_seconds,
     trainer_step,
-    wait,
 )
 from datasets import disable_caching
 from matplotlib import pyplot as plt
@@ -65,12 +65,8 @@ def step_cost(kind: str, args: argparse.Namespace) -> tuple[float, float]:
         small_llama(args.hidden, args.layers, args.vocabulary, args.length).save_pretrained(base)
         data = random_pairs(args.pairs * (1 + args.steps), args.length, args.vocabulary)
         step = trainer_step(make_trainer(kind, base, data, args.pairs))
-    held, stamps = hold(), []
-    for _ in range(1 + args.steps):
-        step()
-        wait()
-        stamps.append(time.perf_counter())
-    return float(np.median(np.diff(stamps))), peak(held)
+    held = hold()
+    return step_seconds(step, 1, args.steps), peak(held)
 
 
 def preparation_cost(count: int) -> tuple[float, float]:

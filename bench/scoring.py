@@ -10,12 +10,10 @@ record and writes it to `results/bench/scoring.json`; fails where a score differ
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import finish, llama_config, quartiles, read_sizes
+from common import finish, llama_config, quartiles, read_sizes, take_turns
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from icrm_lib.reward_model.model import RewardModel
@@ -42,12 +40,6 @@ def talks(args: argparse.Namespace, vocabulary: list[str]) -> list[list[dict[str
     ]
 
 
-def timed(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    begin = time.perf_counter()
-    scores = function()
-    return time.perf_counter() - begin, scores
-
-
 def main() -> None:
     sizes = {"hidden": 256, "layers": 4, "prompts": 4, "responses": 16, "prompt": 512, "response": 96, "rounds": 7}
     args = read_sizes(__doc__, **sizes)
@@ -68,16 +60,15 @@ def main() -> None:
             options = {"function_to_apply": "none", "add_special_tokens": False, "batch_size": batch_size}
             return np.array([result["score"] for result in pipe(texts, **options)])
 
-        contestants = {f"pipeline {size}": lambda size=size: theirs(size) for size in BATCH_SIZES}
-        contestants["score"] = lambda: ours.score(conversations)
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        for _ in range(args.rounds + 1):
-            scores = {}
-            for name, function in contestants.items():
-                elapsed, scores[name] = timed(function)
-                seconds[name].append(elapsed)
-    worst = max(float(np.abs(scores[name] - scores["score"]).max()) for name in contestants)
-    taken = {name: np.array(values[1:]) for name, values in seconds.items()}  # the first round warms up
+        scores: dict[str, np.ndarray] = {}
+        pieces = {f"pipeline {size}": lambda size=size: theirs(size) for size in BATCH_SIZES}
+        pieces["score"] = lambda: ours.score(conversations)
+
+        def kept(name: str) -> None:
+            scores[name] = pieces[name]()
+
+        taken = take_turns({name: lambda name=name: kept(name) for name in pieces}, args.rounds, warm=1)
+    worst = max(float(np.abs(found - scores["score"]).max()) for found in scores.values())
     best = min((f"pipeline {size}" for size in BATCH_SIZES), key=lambda name: np.median(taken[name]))
     metrics = {
         "median_seconds": {name: round(float(np.median(values)), 4) for name, values in taken.items()},

@@ -70,12 +70,13 @@ def find_device(name: str) -> Device:
         memory = torch.cuda.get_device_properties(0).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    tflops, gb_s = _measured(kind)
+    tflops, gb_s = measured_rates()
     return Device(runtime.device_name(), memory / 2**30, tflops, gb_s, kind == "cuda", "measured just now")
 
 
-def _measured(kind: str) -> tuple[float, float]:
-    """Best of a few square matrix products, in TFLOP/s, and of a few copies, in GB/s."""
+def measured_rates() -> tuple[float, float]:
+    """Return what this machine does: best of a few square matrix products, in TFLOP/s, and of a few copies, in GB/s."""
+    kind = runtime.device()
     size, dtype = (8192, torch.bfloat16) if kind == "cuda" else (2048, torch.float32)
     left, right = (torch.ones(size, size, device=kind, dtype=dtype) for _ in range(2))
     copy = torch.empty_like(left)
