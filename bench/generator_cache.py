@@ -26,8 +26,9 @@ import torch
 from common import STATUS, finish, hold, in_own_process, quartiles, random_pairs, read_sizes, small_llama, take_turns
 from datasets import Dataset
 
-from icrm_lib.generator import cache as generator
-from icrm_lib.generator.cache import CACHE_TYPES, cached_logprobs, model_scorer
+from icrm_lib.generator import cached_logprobs, model_scorer
+from icrm_lib.generator.cache import CACHE_TYPES
+from icrm_lib.generator.parts import WINDOW
 from icrm_lib.language_model.batches import batches_of, padded
 
 TINY = {"hidden": 16, "layers": 1, "vocabulary": 64, "length": 32}
@@ -36,7 +37,7 @@ TINY = {"hidden": 16, "layers": 1, "vocabulary": 64, "length": 32}
 def bare_batches(data: Dataset, tokens_per_batch: int) -> list[dict[str, torch.Tensor]]:
     """Return the batches that the pass makes of the data: a window of pairs sorted by length, cut by tokens."""
     batches = []
-    for window in data.iter(batch_size=generator.WINDOW):
+    for window in data.iter(batch_size=WINDOW):
         rows = window["chosen_ids"] + window["rejected_ids"]
         for members in batches_of(range(len(rows)), [len(row) for row in rows], tokens=tokens_per_batch):
             batches.append(padded([rows[i] for i in members], 0))

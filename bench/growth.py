@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from icrm_lib import figures, runtime
-from icrm_lib.generator.cache import cached_logprobs, model_scorer
+from icrm_lib.generator import cached_logprobs, model_scorer
 from icrm_lib.preferences import load_preferences, tokenize_pairs
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer

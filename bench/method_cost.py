@@ -24,7 +24,7 @@ from datasets import Dataset
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from icrm_lib.generator.cache import fit_generator, model_scorer
+from icrm_lib.generator import fit_generator, model_scorer
 from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 from icrm_lib.testbed import Language

@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import scratch_tokenizer
+from icrm_lib.language_model.scratch import scratch_tokenizer
 from icrm_lib.reward_model.head import reward_head
 from icrm_lib.rows import file_rows
 from icrm_lib.training.packing import packing

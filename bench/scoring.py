@@ -16,7 +16,7 @@ import torch
 from common import finish, llama_config, quartiles, read_sizes, take_turns
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.reward_model import RewardModel
 from icrm_lib.testbed import Language
 
 BATCH_SIZES = (1, 4, 16)

@@ -15,7 +15,7 @@ from datasets import Dataset  # noqa: E402
 from rows import draw  # noqa: E402
 from styles import STYLES, raw_tokenizer  # noqa: E402
 
-from icrm_lib.language_model.causal import small_llama  # noqa: E402
+from icrm_lib.language_model.scratch import small_llama  # noqa: E402
 from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
 from icrm_lib.testbed import Language, known_truth  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from icrm_lib.language_model.causal import scratch_tokenizer
+from icrm_lib.language_model.scratch import scratch_tokenizer
 from icrm_lib.profiles import BaseModelSettings, DataSettings, GeneratorSettings, Profile, RewardModelSettings
 
 LORA = {"lora_rank": 2, "lora_alpha": 4, "batch_size": 12, "epochs": 1.0}

@@ -11,7 +11,6 @@ import numpy as np
 from datasets import Dataset
 
 from icrm_lib import records
-from icrm_lib.generator import model_fingerprint
 from icrm_lib.lab.cells import ENSEMBLE_SIZE, TRUTH, WEIGHTS, Cell
 from icrm_lib.lab.inputs import base_model, compare_weights, training_rows, training_workspace
 from icrm_lib.lab.purposes import PURPOSES
@@ -19,6 +18,7 @@ from icrm_lib.lab.record import cell_config, plain
 from icrm_lib.lab.test_sets import true_rewards
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.fingerprints import model_fingerprint
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from icrm_lib.generator import cached_logprobs, fit_generator, model_fingerprint, model_scorer, vllm_scorer
-from icrm_lib.generator.cache import Scorer, data_fingerprint
+from icrm_lib.generator import Scorer, cached_logprobs, fit_generator, model_scorer, vllm_scorer
 from icrm_lib.lab.artefacts import made_with
 from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.fingerprints import data_fingerprint, model_fingerprint
 from icrm_lib.preferences import tokenize_pairs
 
 

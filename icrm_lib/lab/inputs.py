@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset
 from scipy.stats import spearmanr
 
-from icrm_lib.generator.cache import columns
+from icrm_lib.generator import columns
 from icrm_lib.lab.cells import EVERY_METHOD, Cell, tuned_as
 from icrm_lib.lab.labels import perceived_margins, with_labels, with_reference
 from icrm_lib.lab.workspace import Workspace

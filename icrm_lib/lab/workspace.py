@@ -11,13 +11,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
-from icrm_lib.generator import model_fingerprint
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
 from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
 from icrm_lib.lab.trained import trained_folder
 from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.fingerprints import model_fingerprint
 from icrm_lib.language_model.sampling import SamplingSettings, sample
 from icrm_lib.preferences import Report
 from icrm_lib.profiles import Profile, load_profile

@@ -7,11 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 from accelerate import PartialState
-from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
 
@@ -85,25 +82,6 @@ def newest_checkpoint(folder: Path, key: dict[str, Any]) -> str | None:
         if runtime.process_index() == 0:
             shutil.rmtree(path, ignore_errors=True)
     return None
-
-
-def rows_fingerprint(dataset: Dataset, lists: tuple[str, ...], numbers: tuple[str, ...]) -> str:
-    """Return a hash of some columns of a data set, whatever transformations led to them.
-
-    Args:
-        dataset: the rows.
-        lists: names of columns of lists of integers.
-        numbers: names of columns of integers.
-    """
-    digest = xxhash.xxh3_128()
-    for window in dataset.select_columns([*lists, *numbers]).iter(batch_size=1024):
-        for name in lists:
-            lengths = np.fromiter(map(len, window[name]), dtype=np.int64)
-            digest.update(lengths.tobytes())
-            digest.update(np.concatenate(window[name]).astype(np.int64).tobytes())
-        for name in numbers:
-            digest.update(np.asarray(window[name], dtype=np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def stop_unless_finite(trainer: Trainer, loss: torch.Tensor, batch: dict[str, Any], folder: Path) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from icrm_lib.generator.cache import model_scorer
+from icrm_lib.generator import model_scorer
 from icrm_lib.language_model.causal import ROWS_PER_CHUNK
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 

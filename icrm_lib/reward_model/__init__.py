@@ -1,6 +1,8 @@
 """A reward model: scores of conversations, rewards of tokens, streams."""
 
-from icrm_lib.reward_model.model import RewardModel, RewardStream, TokenReward, merge_words
-from icrm_lib.reward_model.value_head import load_value_head
+from icrm_lib.reward_model.foreign import load_value_head
+from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.reward_model.stream import RewardStream
+from icrm_lib.reward_model.words import TokenReward, merge_words
 
 __all__ = ["RewardModel", "RewardStream", "TokenReward", "load_value_head", "merge_words"]

@@ -1,14 +1,10 @@
 """A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
 
 import copy
-import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import regex
 import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,60 +13,10 @@ from icrm_lib import runtime
 from icrm_lib.language_model.loading import NO_CODE
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
+from icrm_lib.reward_model.older_names import add_older_names
+from icrm_lib.reward_model.stream import RewardStream, closing_tokens
+from icrm_lib.reward_model.words import TokenReward, merge_words
 from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversation, tokenize_conversations
-
-
-class TokenReward(NamedTuple):
-    """The reward of the prefix that ends with one response token.
-
-    Attributes:
-        text: the token's part of the response; "" for the closing token.
-        start: offset of its first character in the response.
-        end: offset behind its last character.
-        reward: raw reward (a logit).
-    """
-
-    text: str
-    start: int
-    end: int
-    reward: float
-
-
-def merge_words(rewards: Sequence[TokenReward], response: str) -> list[TokenReward]:
-    """Merge the tokens of each word; a word's reward is that of the prefix that ends with its last token.
-
-    Word boundaries are Unicode's (UAX 29): a letter keeps its combining marks, an emoji its joiners, "don't" is one
-    word. White space belongs to the word behind it, as most tokenizers have it.
-
-    Args:
-        rewards: of `RewardModel.token_rewards`.
-        response: the text that the offsets count in.
-
-    Returns:
-        one entry a word, punctuation mark or symbol, in order, then the closing token if there is one. Their texts put
-        together are the response, or its beginning where tokens end early.
-    """
-    words: list[TokenReward] = []
-    for edge in itertools.accumulate(map(len, _words(response))):
-        start = words[-1].end if words else 0
-        # The last token that has begun inside the word; one that also holds the next word's beginning counts here.
-        inside = [token for token in rewards if token.text and start <= token.start < edge]
-        if inside:
-            end = max(edge, *(token.end for token in inside))
-            words.append(TokenReward(response[start:end], start, end, inside[-1].reward))
-    return words + [token for token in rewards if not token.text]
-
-
-def _words(text: str) -> list[str]:
-    words: list[str] = []
-    space = ""
-    for piece in regex.split(r"\b", text, flags=regex.WORD | regex.V1):
-        if piece.isspace():
-            space += piece
-        elif piece:
-            words.append(space + piece)
-            space = ""
-    return [*words, space] if space else words
 
 
 class RewardModel:
@@ -196,7 +142,7 @@ class RewardModel:
         rows, shared = [], []
         for text, whole in zip(texts, finished, strict=True):
             row = tokenize_conversation(self.tokenizer, [*prompt, {"role": "assistant", "content": text}], offsets=True)
-            ids = row.input_ids[: len(row.input_ids) - (0 if whole else _closing_tokens(row.offsets, text))]
+            ids = row.input_ids[: len(row.input_ids) - (0 if whole else closing_tokens(row.offsets, text))]
             rows.append(ids)
             shared.append(min(row.prompt_length, len(ids) - 1))
         return self.score_tokens(rows, prompt_lengths=shared)
@@ -239,13 +185,13 @@ class RewardModel:
             results.append(merge_words(tokens, response) if words else tokens)
         return results
 
-    def stream(self, prompt: Conversation) -> "RewardStream":
+    def stream(self, prompt: Conversation) -> RewardStream:
         """Follow a response while it is being written; see `RewardStream`.
 
         Args:
             prompt: the conversation so far, without the response.
         """
-        return RewardStream(self, prompt)
+        return RewardStream(self.model, self.tokenizer, prompt)
 
     def _scores(self, rows, starts, *, batch_size, shared) -> list[np.ndarray]:
         pad = self.tokenizer.pad_token_id
@@ -269,73 +215,4 @@ class RewardModel:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
-        _add_older_names(Path(path))
-
-
-def _closing_tokens(offsets: Sequence[tuple[int, int]], text: str) -> int:
-    """Number of tokens behind the response's last character: what the template adds to end the turn."""
-    return sum(start == end == len(text) for start, end in offsets)
-
-
-def _add_older_names(folder: Path) -> None:
-    """Say the same once more in the words of transformers 4, which most evaluation tools still pin.
-
-    Version 4 does not know the tokenizer class of version 5, and would take its default for a rotary base that stands
-    under a name it does not read: other scores, without a word.
-    """
-    file = folder / "tokenizer_config.json"
-    tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(tokenizer.get("extra_special_tokens"), list):
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    _write(file, tokenizer)
-    file = folder / "config.json"
-    if file.is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
-        rope = config.get("rope_parameters") or {}
-        if "rope_theta" in rope:
-            config["rope_theta"] = rope["rope_theta"]
-            if rope.get("rope_type", "default") != "default":
-                config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
-        config["torch_dtype"] = config.get("dtype", "float32")
-        _write(file, config)
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-class RewardStream:
-    """The reward of a response while it is being written, every token computed once (KV cache).
-
-    Made by `RewardModel.stream`. Give `update` the whole text so far, as often as you like:
-
-        stream = model.stream([{"role": "user", "content": "..."}])
-        for text in ("Use", "Use kind", "Use kind words"):
-            rewards = stream.update(text)
-
-    The last word of an unfinished text may be cut into other tokens when more of it is known; the tokens that changed
-    are computed again, the others are not.
-    """
-
-    def __init__(self, model: RewardModel, prompt: Conversation):
-        self._tokenizer, self._prompt = model.tokenizer, list(prompt)
-        self._scorer = scoring.PrefixScorer(model.model)
-
-    def update(self, text: str, *, finished: bool = False) -> list[TokenReward]:
-        """Return the reward after each token of the text so far.
-
-        Args:
-            text: the response so far, not empty.
-            finished: the response ends here: add the closing token, whose reward is the score of the response.
-        """
-        conversation = [*self._prompt, {"role": "assistant", "content": text}]
-        row = tokenize_conversation(self._tokenizer, conversation, offsets=True)
-        open_end = 0 if finished else _closing_tokens(row.offsets, text)
-        ids = row.input_ids[: len(row.input_ids) - open_end]
-        rewards = self._scorer.update(ids)[row.prompt_length :].tolist()
-        return [
-            TokenReward(text[start:end], start, end, reward)
-            for (start, end), reward in zip(row.offsets[: len(rewards)], rewards, strict=True)
-        ]
+        add_older_names(Path(path))

@@ -1,4 +1,4 @@
-"""Run a reward model over many token sequences: little padding, shared prompts once, prefixes as they grow."""
+"""Run a reward model over many token sequences: little padding, shared prompts once."""
 
 import copy
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def token_scores(
             _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results)
     lengths = [len(row) for row in rows]
     for members in batches_of(alone, lengths, tokens=TOKENS_PER_BATCH, rows=batch_size):
-        rewards = _forward(model, [rows[i] for i in members], pad_token_id)
+        rewards = forward(model, [rows[i] for i in members], pad_token_id)
         for values, i in zip(rewards, members, strict=True):
             results[i] = values[starts[i] : len(rows[i])].copy()
     return results
@@ -74,7 +74,7 @@ def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size,
     for number, batch in enumerate(batches):
         own = cache if number == len(batches) - 1 else copy.deepcopy(cache)
         own.batch_repeat_interleave(len(batch))
-        rewards = _forward(model, [rows[i][skip:] for i in batch], pad_token_id, cache=own, seen=skip)
+        rewards = forward(model, [rows[i][skip:] for i in batch], pad_token_id, cache=own, seen=skip)
         for values, i in zip(rewards, batch, strict=True):
             tail = values[max(0, starts[i] - skip) : len(rows[i]) - skip]
             results[i] = np.concatenate([first[starts[i] :], tail])
@@ -82,11 +82,11 @@ def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size,
 
 def _encode(model: PreTrainedModel, ids: list[int]) -> tuple[np.ndarray, Cache]:
     cache = DynamicCache(config=model.config)
-    rewards = _forward(model, [ids], 0, cache=cache)
+    rewards = forward(model, [ids], 0, cache=cache)
     return rewards[0], cache
 
 
-def _forward(
+def forward(
     model: PreTrainedModel,
     rows: list[list[int]],
     pad_token_id: int,
@@ -99,58 +99,3 @@ def _forward(
     with capture_head(model) as head:
         model(**batch, past_key_values=cache, use_cache=cache is not None)
     return head.rewards.float().cpu().numpy()
-
-
-class PrefixScorer:
-    """The reward of a growing sequence, each token computed once.
-
-    Args:
-        model: one-label sequence classification model, in evaluation mode.
-
-    Attributes:
-        ids: tokens so far.
-        rewards: reward after each of them, float32.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-        self.ids: list[int] = []
-        self.rewards = np.empty(0, dtype=np.float32)
-        self._cache = DynamicCache(config=model.config)
-
-    @torch.inference_mode()
-    def update(self, ids: Sequence[int]) -> np.ndarray:
-        """Move on to another sequence; what it has in common with the present one is not computed again.
-
-        Args:
-            ids: the whole sequence, usually the present one and a few more tokens. (A tokenizer may cut the last word
-                anew when more of it is known, so the new sequence need not continue the old one.)
-
-        Returns:
-            the reward after each token. Shape: (len(ids),).
-
-        Raises:
-            ValueError: no token.
-        """
-        ids = list(ids)
-        if not ids:
-            raise ValueError("ids [] is empty: give at least one token")
-        common = 0
-        while common < min(len(ids), len(self.ids)) and ids[common] == self.ids[common]:
-            common += 1
-        if common < len(self.ids):
-            self._cut(common)
-        if common < len(ids):
-            fresh = _forward(self.model, [ids[common:]], 0, cache=self._cache, seen=common)[0]
-            self.rewards = np.concatenate([self.rewards[:common], fresh])
-        self.ids = ids
-        return self.rewards
-
-    def _cut(self, length: int) -> None:
-        try:
-            self._cache.crop(length - len(self.ids))  # minus the number of tokens to forget
-        except RuntimeError:  # a sliding window has dropped what lies before it
-            self._cache = DynamicCache(config=self.model.config)
-            if length:
-                _forward(self.model, [self.ids[:length]], 0, cache=self._cache)
-        self.rewards = self.rewards[:length]

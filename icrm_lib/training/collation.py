@@ -8,7 +8,7 @@ import torch
 import xxhash
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from icrm_lib.generator.cache import columns
+from icrm_lib.generator import columns
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.training.packing import packing
 

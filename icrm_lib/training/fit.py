@@ -16,7 +16,6 @@ from transformers import (
 from trl import RewardConfig
 
 from icrm_lib import runtime
-from icrm_lib.generator.cache import data_fingerprint
 from icrm_lib.language_model import lora
 from icrm_lib.language_model.checkpoints import (
     LogFile,
@@ -25,6 +24,7 @@ from icrm_lib.language_model.checkpoints import (
     refuse_non_finite_weights,
     saving,
 )
+from icrm_lib.language_model.fingerprints import data_fingerprint
 from icrm_lib.language_model.loading import SAFE
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter

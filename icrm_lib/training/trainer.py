@@ -15,7 +15,7 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
-from icrm_lib.generator.cache import STATISTICS, columns
+from icrm_lib.generator import STATISTICS, columns
 from icrm_lib.language_model.causal import refuse_transformed_logits, without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from icrm_lib import records
-from icrm_lib.generator import cache as generator
-from icrm_lib.generator.cache import model_scorer
+from icrm_lib import generator, records
+from icrm_lib.generator import ask, model_scorer, parts
+from icrm_lib.generator.cache import CACHE_FILE, CACHE_TYPES
 from icrm_lib.language_model.batches import padded
 from icrm_lib.language_model.causal import load_causal_lm, refuse_transformed_logits
+from icrm_lib.language_model.fingerprints import data_fingerprint, model_fingerprint
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -96,7 +98,7 @@ def naive_statistic(model, ids, statistic, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("statistic", ["negentropies", "logmargins"])
 def test_other_statistics_equal_those_of_the_full_softmax(model, pairs, statistic, temperature, monkeypatch):
-    monkeypatch.setattr(generator, "ROWS_PER_CHUNK", 50)
+    monkeypatch.setattr(ask, "ROWS_PER_CHUNK", 50)
     rows = list(zip(pairs["chosen_ids"][:4], pairs["prompt_length"], strict=False))
     options = {"statistic": statistic, "temperature": temperature}
     for (ids, start), got in zip(rows, generator.model_scorer(model, 0, **options)(rows), strict=True):
@@ -186,7 +188,7 @@ def test_statistics_of_one_data_set_lie_side_by_side(model, pairs, tmp_path):
 def test_windows_do_not_change_the_values(model, pairs, tmp_path, monkeypatch):
     scorer = generator.model_scorer(model, 0)
     whole = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "a", {})
-    monkeypatch.setattr(generator, "WINDOW", 5)
+    monkeypatch.setattr(parts, "WINDOW", 5)
     windowed = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "b", {})
     for a, b in zip(whole["chosen_logprobs"], windowed["chosen_logprobs"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -197,7 +199,7 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
     make, calls = counting(generator.model_scorer(model, 0))
     folder, key, data = tmp_path / "cache", {"generator": "a"}, pairs
     want = generator.cached_logprobs(data, make, folder, key)["chosen_logprobs"][:]
-    (file,) = folder.glob(f"*/{generator.CACHE_FILE}")
+    (file,) = folder.glob(f"*/{CACHE_FILE}")
     content = file.read_bytes()
     if fault == "truncated":
         file.write_bytes(content[:-100])
@@ -219,7 +221,7 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
 
 
 def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "WINDOW", 10)
+    monkeypatch.setattr(parts, "WINDOW", 10)
     calls = []
 
     def dying(after):
@@ -235,7 +237,7 @@ def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, p
 
     with pytest.raises(RuntimeError):
         generator.cached_logprobs(pairs, lambda: dying(2), tmp_path / "cache", {})
-    assert not list(tmp_path.rglob(generator.CACHE_FILE))
+    assert not list(tmp_path.rglob(CACHE_FILE))
     (damaged, kept) = sorted(tmp_path.rglob("*.arrow"))
     damaged.write_bytes(damaged.read_bytes()[:-9])
     got = generator.cached_logprobs(pairs, lambda: dying(99), tmp_path / "cache", {})
@@ -247,7 +249,7 @@ def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, p
 
 
 def test_parts_that_changed_places_are_asked_again(base_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "WINDOW", 10)
+    monkeypatch.setattr(parts, "WINDOW", 10)
     asked = []
 
     def scorer():
@@ -269,7 +271,7 @@ def test_parts_that_changed_places_are_asked_again(base_model, pairs, tmp_path, 
     second.rename(second.with_name(f"{names[0][0]}-{names[1][2]}"))
     assert moved.exists()
     asked.clear()
-    monkeypatch.setattr(generator, "_check_values", lambda values, rows: None)
+    monkeypatch.setattr(parts, "_check_values", lambda values, rows: None)
     with pytest.raises(RuntimeError):
         generator.cached_logprobs(pairs, scorer, tmp_path / "cache", {})
     assert len(asked) == 3 and asked[0][0][0] == pairs[0]["chosen_ids"]  # the first two again, and one more
@@ -282,7 +284,7 @@ def test_values_that_are_none_are_not_kept(pairs, tmp_path, values):
 
     with pytest.raises(FloatingPointError, match="values, .* of them finite, for a response of"):
         generator.cached_logprobs(pairs, scorer, tmp_path, {})
-    assert not list(tmp_path.rglob(generator.CACHE_FILE))
+    assert not list(tmp_path.rglob(CACHE_FILE))
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.8), (0.7, 0.8), (0.7, 0.3), (1.0, 1.0)])
@@ -306,11 +308,11 @@ def test_nucleus_probabilities_are_those_that_transformers_samples_from(base_mod
 
 def test_half_precision_halves_the_file_and_keeps_the_probabilities(base_model, pairs, tmp_path):
     sizes, values = {}, {}
-    for cache_type in generator.CACHE_TYPES:
+    for cache_type in CACHE_TYPES:
         make = partial(model_scorer, load_causal_lm(base_model), 0)
         got = generator.cached_logprobs(pairs, make, tmp_path / cache_type, {}, cache_type=cache_type)
         values[cache_type] = np.concatenate([np.asarray(row) for row in got["chosen_logprobs"]])
-        (file,) = (tmp_path / cache_type).rglob(generator.CACHE_FILE)
+        (file,) = (tmp_path / cache_type).rglob(CACHE_FILE)
         sizes[cache_type] = file.stat().st_size
     assert sizes["float16"] < 0.6 * sizes["float32"]
     np.testing.assert_allclose(values["float16"], values["float32"], rtol=5e-4)
@@ -363,13 +365,29 @@ def test_fit_lowers_the_length_normalised_loss_of_both_sides(base_model, pairs, 
 def test_fingerprints_follow_content(base_model, pairs, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(base_model, copy)
-    assert generator.model_fingerprint(base_model) == generator.model_fingerprint(copy)
+    assert model_fingerprint(base_model) == model_fingerprint(copy)
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-    assert generator.model_fingerprint(base_model) != generator.model_fingerprint(copy)
-    assert generator.model_fingerprint("owner/name") == "hub:owner/name"
+    assert model_fingerprint(base_model) != model_fingerprint(copy)
+    assert model_fingerprint("owner/name") == "hub:owner/name"
     shuffled = pairs.select(range(len(pairs) - 1, -1, -1))
-    assert generator.data_fingerprint(pairs) != generator.data_fingerprint(shuffled)
-    assert generator.data_fingerprint(pairs) == generator.data_fingerprint(
-        shuffled.select(range(len(pairs) - 1, -1, -1))
-    )
+    assert data_fingerprint(pairs) != data_fingerprint(shuffled)
+    assert data_fingerprint(pairs) == data_fingerprint(shuffled.select(range(len(pairs) - 1, -1, -1)))
+
+
+def test_a_fingerprint_depends_on_the_values_alone(pairs):
+    """Neither types, chunks nor indices count; where a list ends and what its column is called do."""
+    rows = {name: pairs[name][:] for name in ("chosen_ids", "rejected_ids", "prompt_length")}
+    want = data_fingerprint(pairs)
+    assert data_fingerprint(Dataset.from_dict(rows)) == want
+    half = len(pairs) // 2
+    chunks = [pairs.select(range(half)), pairs.select(range(half, len(pairs)))]
+    assert data_fingerprint(concatenate_datasets(chunks)) == want
+    twice = pairs.select(range(len(pairs) - 1, -1, -1)).select(range(len(pairs) - 1, -1, -1))
+    assert data_fingerprint(twice) == want != data_fingerprint(chunks[0])
+    moved = rows | {"chosen_ids": [rows["chosen_ids"][0] + rows["chosen_ids"][1][:1], rows["chosen_ids"][1][1:]]}
+    moved["chosen_ids"] += rows["chosen_ids"][2:]
+    swapped = rows | {"chosen_ids": rows["rejected_ids"], "rejected_ids": rows["chosen_ids"]}
+    longer = rows | {"prompt_length": [rows["prompt_length"][0] + 1, *rows["prompt_length"][1:]]}
+    others = [data_fingerprint(Dataset.from_dict(other)) for other in (moved, swapped, longer)]
+    assert len({want, *others}) == 4

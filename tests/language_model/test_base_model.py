@@ -15,15 +15,13 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Trainin
 
 from icrm_lib.language_model.causal import (
     ROWS_PER_CHUNK,
-    LanguageModelTrainer,
     decoder_states,
     load_causal_lm,
     refuse_transformed_logits,
-    scratch_tokenizer,
-    small_llama,
     token_nll,
-    train_language_model,
 )
+from icrm_lib.language_model.scratch import scratch_tokenizer, small_llama
+from icrm_lib.language_model.training import LanguageModelTrainer, train_language_model
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
 
 TEXTS = [

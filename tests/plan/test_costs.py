@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from icrm_lib import runtime
-from icrm_lib.generator.cache import fit_generator
+from icrm_lib.generator import fit_generator
 from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.plan.costs import Cost, decoder, generator_fit_cost, generator_pass_cost, reward_model_cost, sampling_cost
 from icrm_lib.plan.models import ARCHITECTURES, model_config

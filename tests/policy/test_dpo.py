@@ -10,7 +10,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
-from icrm_lib.language_model.causal import load_causal_lm, scratch_tokenizer, small_llama
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.scratch import scratch_tokenizer, small_llama
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import RewardModelSettings

@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from trl import GRPOConfig, GRPOTrainer
 
-from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.reward_model import RewardModel
 
 
 @pytest.fixture(scope="module")

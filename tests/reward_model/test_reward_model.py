@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, pipeline
 
-from icrm_lib.language_model.causal import scratch_tokenizer
+from icrm_lib.language_model.scratch import scratch_tokenizer
+from icrm_lib.reward_model import RewardModel, TokenReward, merge_words
 from icrm_lib.reward_model.head import add_mlp_head, capture_head
-from icrm_lib.reward_model.model import RewardModel, TokenReward, merge_words
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from icrm_lib.reward_model import scoring
-from icrm_lib.reward_model.scoring import LEAST_SHARED, PrefixScorer, token_scores
+from icrm_lib.reward_model.scoring import LEAST_SHARED, token_scores
+from icrm_lib.reward_model.stream import PrefixScorer
 
 SIZES = {
     "vocab_size": 120,
@@ -89,9 +90,9 @@ def test_identical_rows_and_rows_that_are_all_prompt_work(model):
 
 def test_a_shared_prompt_is_encoded_once(model, monkeypatch):
     seen = []
-    real = scoring._forward
+    real = scoring.forward
     monkeypatch.setattr(
-        scoring, "_forward", lambda m, rows, *a, **k: seen.append(sum(map(len, rows))) or real(m, rows, *a, **k)
+        scoring, "forward", lambda m, rows, *a, **k: seen.append(sum(map(len, rows))) or real(m, rows, *a, **k)
     )
     rows, starts = sequences(np.random.default_rng(3), 1, 16, 100, response=(10, 11))
     token_scores(model, rows, starts, pad_token_id=0)
@@ -120,7 +121,7 @@ def test_a_changed_end_is_computed_again_and_the_rest_is_not(model, monkeypatch)
     for changed in (other, row[:20], [*row[:20], 7], other):
         np.testing.assert_allclose(scorer.update(changed), one_by_one(model, [changed], [0])[0], atol=1e-5)
     before = scorer.rewards.copy()
-    monkeypatch.setattr(scoring, "_forward", None)  # the same sequence again computes nothing
+    monkeypatch.setattr(scoring, "forward", None)  # the same sequence again computes nothing
     np.testing.assert_array_equal(scorer.update(other), before)
     with pytest.raises(ValueError, match="at least one token"):
         scorer.update([])

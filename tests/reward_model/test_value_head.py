@@ -9,8 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.reward_model.value_head import load_value_head
+from icrm_lib.reward_model import RewardModel, load_value_head
 from icrm_lib.tokenization import tokenize_conversation
 
 

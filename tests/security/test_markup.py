@@ -8,7 +8,7 @@ from markdown_it import MarkdownIt
 
 from icrm_lib.heatmaps import Row, token_heatmap_html
 from icrm_lib.report import layout, tables
-from icrm_lib.reward_model.model import TokenReward
+from icrm_lib.reward_model import TokenReward
 
 MARKUP = (
     "<script>alert(1)</script>",

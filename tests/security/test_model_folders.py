@@ -17,9 +17,8 @@ from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.methods import method_settings
 from icrm_lib.profiles import RewardModelSettings
+from icrm_lib.reward_model import RewardModel, load_value_head
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
-from icrm_lib.reward_model.model import RewardModel
-from icrm_lib.reward_model.value_head import load_value_head
 from icrm_lib.training.fit import train_reward_model
 
 MINE = micro("mine", data={"preferences": "own.jsonl"}, generator={"kind": "base"})

@@ -46,7 +46,7 @@ socket.create_connection = guarded(socket.create_connection, 0)
 """
 PIPELINE = """
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.reward_model import RewardModel
 from icrm_lib.language_model.causal import load_causal_lm
 from tiny import micro
 workspace = Workspace(micro(reward_model={"save_steps": 1}), folder="artefacts")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from icrm_lib import runtime
 from icrm_lib.lab.data import SPLITS
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.reward_model import RewardModel
 from icrm_lib.tokenization import tokenize_conversation
 from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.trainer import ICRMTrainer

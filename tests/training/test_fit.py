@@ -13,8 +13,8 @@ from trl import RewardConfig, RewardTrainer
 
 from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.profiles import RewardModelSettings, build, known_profiles, load_profile
+from icrm_lib.reward_model import RewardModel
 from icrm_lib.reward_model.head import reward_head
-from icrm_lib.reward_model.model import RewardModel
 from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.fit import train_reward_model, unsharded_model
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from icrm_lib.generator.cache import model_scorer
+from icrm_lib.generator import model_scorer
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.objectives import CENTERINGS, FORMS, bradley_terry_loss, consistency_terms

@@ -1,0 +1,71 @@
+"""Fit the generator on the texts of the pairs."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import get_peft_model
+from transformers import PreTrainedModel
+
+from icrm_lib import runtime
+from icrm_lib.language_model.causal import load_causal_lm
+from icrm_lib.language_model.lora import lora_config
+from icrm_lib.language_model.training import train_language_model
+from icrm_lib.profiles import GeneratorSettings
+
+
+def fit_generator(
+    base_model: str | Path,
+    dataset: Dataset,
+    settings: GeneratorSettings,
+    folder: Path,
+    *,
+    seed: int,
+    checkpoints: Path | None = None,
+) -> PreTrainedModel:
+    """Fit the generator: LoRA, next-token loss on chosen and rejected responses alike, each length-normalised.
+
+    Args:
+        base_model: local directory or hub id of a causal language model.
+        dataset: tokenised pairs (`chosen_ids`, `rejected_ids`, `prompt_length`).
+        settings: LoRA and optimiser settings.
+        folder: for the log.
+        seed: of LoRA's initialisation and the order of the data.
+        checkpoints: folder of checkpoints, see `language_model.training.train_language_model`.
+
+    Returns:
+        the merged model, frozen. (The reference divides the rejected term by the chosen length, a slip; here each
+        response is divided by its own.)
+    """
+    runtime.seed_everything(seed)
+    model = load_causal_lm(base_model, dtype=torch.float32 if runtime.device() == "cpu" else torch.bfloat16)
+    trainer = train_language_model(
+        get_peft_model(model, lora_config(settings)),
+        both_sides(dataset),
+        folder=folder,
+        pad_token_id=_pad_id(model),
+        batch_size=2 * settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        epochs=settings.epochs,
+        accumulation=settings.accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        checkpoints=checkpoints,
+        save_steps=settings.save_steps,
+    )
+    return trainer.model.merge_and_unload().eval().requires_grad_(False)
+
+
+def both_sides(dataset: Dataset) -> Dataset:
+    """Turn pairs into sequences: every chosen one, then every rejected one. Columns `input_ids`, `prompt_length`."""
+    sides = [
+        dataset.select_columns([name, "prompt_length"]).rename_column(name, "input_ids")
+        for name in ("chosen_ids", "rejected_ids")
+    ]
+    return concatenate_datasets(sides)
+
+
+def _pad_id(model: PreTrainedModel) -> int:
+    # Padding is masked out of attention and loss, so any id does where the model names none.
+    config = model.config.get_text_config()
+    return config.pad_token_id if config.pad_token_id is not None else 0
