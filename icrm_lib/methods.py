@@ -1,10 +1,12 @@
-"""The methods that are compared, by name: what each is called, and what it changes in the reward model's settings."""
+"""The methods that are compared, by name: what each is called, what it changes, where it is compared, what is tuned."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.runtime import nearest
+
+Knob = tuple[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -14,54 +16,71 @@ class Method:
     Attributes:
         label: what tables, figures and notebooks call it.
         changes: settings of `profiles.RewardModelSettings` that differ from the profile's.
+        study: the comparison of `lab.cells` that trains it; "main" lists its own members.
+        knob: the setting that is tuned beside the learning rate, with its two values; None where there is none.
+        tuned_as: the method whose tuned settings it takes over; its own when empty.
     """
 
     label: str
     changes: dict[str, Any]
+    study: str
+    knob: Knob | None = None
+    tuned_as: str = ""
 
 
-# What a method changes in the profile's reward-model settings. A bare `{}` is ICRM as the profile has it.
 _BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
 _PAIRS = {**_BT, "loss": "bradley_terry"}  # what has a meaning for pairs only, whatever the profile's loss
 _GRM = {"consistency_weight": 0.0, "sft_weight": 0.01, "text_form": "grm_sft"}
 _OUTCOME = {"loss": "outcome", "sft_weight": 0.0}
+_PROCESS = {"loss": "process", "sft_weight": 0.0}
+_LAMBDA: Knob = ("consistency_weight", (0.3, 0.6))
+_ALPHA: Knob = ("sft_weight", (0.01, 0.1))
 METHODS: dict[str, Method] = {
     # Baselines on whole responses (classifier, + margin, + label smoothing, ..., GRM)
-    "bt": Method("Bradley-Terry", _BT),
-    "bt_margin": Method("+ margin", {**_BT, "margin": True}),
-    "bt_label_smoothing": Method("+ label smoothing", {**_PAIRS, "label_smoothing": 0.1}),
-    "bt_positive": Method("+ positive regularisation", {**_PAIRS, "positive_weight": 0.1}),
-    "bt_centered": Method("+ reward centring", {**_PAIRS, "center_rewards": 0.01}),
-    "frozen_mlp": Method("Frozen backbone, MLP", {**_BT, "frozen_backbone": True, "head": "mlp"}),
-    "grm_sft": Method("GRM (SFT)", _GRM),
-    "grm_sft_mlp": Method("GRM (SFT), MLP", {**_GRM, "head": "mlp"}),
-    "grm_dpo_noref": Method("GRM (DPO, no reference)", {**_GRM, "text_form": "grm_dpo_noref"}),
-    "grm_dpo": Method("GRM (DPO)", {**_GRM, "text_form": "grm_dpo"}),
-    "grm_as_in_icrm": Method(
-        "ICRM without regulariser", {"consistency_weight": 0.0}
-    ),  # ICRM's reference code with lambda = 0
-    # ICRM and the controls of its weights
-    "icrm": Method("ICRM", {}),
-    "icrm_uniform": Method("ICRM, p = 1", {"weighting": "uniform"}),
-    "icrm_shuffled": Method("ICRM, p shuffled", {"weighting": "shuffled"}),
-    "icrm_random_pairs": Method("ICRM, random pairs", {"weighting": "random_pairs"}),
-    "icrm_entropy": Method("ICRM, weights by entropy", {"weighting": "entropy"}),
-    "icrm_top1_margin": Method("ICRM, weights by top-1 margin", {"weighting": "top1_margin"}),
-    "icrm_inverted": Method("ICRM, weights inverted", {"weighting": "inverted"}),
-    # other forms and centrings of the term
-    "icrm_plain_log": Method("ICRM, no mutual weights", {"form": "plain_log"}),
-    "icrm_l1": Method("ICRM, L1", {"form": "l1"}),
-    "icrm_l2": Method("ICRM, L2", {"form": "l2"}),
-    "icrm_centered_on_positions": Method(
-        "ICRM, centred on all positions", {"centering": "positions", "padding_free": False}
+    "bt": Method("Bradley-Terry", _BT, "main"),
+    "bt_margin": Method("+ margin", {**_BT, "margin": True}, "objectives"),
+    "bt_label_smoothing": Method(
+        "+ label smoothing", {**_PAIRS, "label_smoothing": 0.1}, "objectives", ("label_smoothing", (0.1, 0.2))
     ),
-    "icrm_not_centered": Method("ICRM, not centred", {"centering": "none"}),
-    "martingale": Method("Martingale", {"form": "martingale", "weighting": "uniform"}),
+    "bt_positive": Method(
+        "+ positive regularisation", {**_PAIRS, "positive_weight": 0.1}, "objectives", ("positive_weight", (0.01, 0.1))
+    ),
+    "bt_centered": Method(
+        "+ reward centring", {**_PAIRS, "center_rewards": 0.01}, "objectives", ("center_rewards", (0.01, 0.1))
+    ),
+    "frozen_mlp": Method("Frozen backbone, MLP", {**_BT, "frozen_backbone": True, "head": "mlp"}, "objectives"),
+    "grm_sft": Method("GRM (SFT)", _GRM, "main", _ALPHA),
+    "grm_sft_mlp": Method("GRM (SFT), MLP", {**_GRM, "head": "mlp"}, "objectives", tuned_as="grm_sft"),
+    "grm_dpo_noref": Method("GRM (DPO, no reference)", {**_GRM, "text_form": "grm_dpo_noref"}, "objectives", _ALPHA),
+    "grm_dpo": Method("GRM (DPO)", {**_GRM, "text_form": "grm_dpo"}, "objectives", _ALPHA),
+    # ICRM's reference code with lambda = 0
+    "grm_as_in_icrm": Method(
+        "ICRM without regulariser", {"consistency_weight": 0.0}, "objectives", ("sft_weight", (0.001, 0.1))
+    ),
+    # ICRM as the profile has it, and the controls of its weights
+    "icrm": Method("ICRM", {}, "main", _LAMBDA),
+    "icrm_uniform": Method("ICRM, p = 1", {"weighting": "uniform"}, "main", _LAMBDA),
+    "icrm_shuffled": Method("ICRM, p shuffled", {"weighting": "shuffled"}, "main", _LAMBDA),
+    "icrm_random_pairs": Method("ICRM, random pairs", {"weighting": "random_pairs"}, "weightings", tuned_as="icrm"),
+    "icrm_entropy": Method("ICRM, weights by entropy", {"weighting": "entropy"}, "weightings", tuned_as="icrm"),
+    "icrm_top1_margin": Method(
+        "ICRM, weights by top-1 margin", {"weighting": "top1_margin"}, "weightings", tuned_as="icrm"
+    ),
+    "icrm_inverted": Method("ICRM, weights inverted", {"weighting": "inverted"}, "weightings", tuned_as="icrm"),
+    # other forms and centrings of the term
+    "icrm_plain_log": Method("ICRM, no mutual weights", {"form": "plain_log"}, "forms", _LAMBDA),
+    "icrm_l1": Method("ICRM, L1", {"form": "l1"}, "forms", _LAMBDA),
+    "icrm_l2": Method("ICRM, L2", {"form": "l2"}, "forms", _LAMBDA),
+    "martingale": Method("Martingale", {"form": "martingale", "weighting": "uniform"}, "forms", _LAMBDA),
+    "icrm_centered_on_positions": Method(
+        "ICRM, centred on all positions", {"centering": "positions", "padding_free": False}, "forms", tuned_as="icrm"
+    ),
+    "icrm_not_centered": Method("ICRM, not centred", {"centering": "none"}, "forms", tuned_as="icrm"),
     # labels per response or per clause instead of preferences
-    "outcome": Method("Outcome labels", {**_OUTCOME, "consistency_weight": 0.0}),
-    "outcome_icrm": Method("Outcome labels + ICRM", _OUTCOME),
-    "prm": Method("Process labels", {"loss": "process", "sft_weight": 0.0, "consistency_weight": 0.0}),
-    "prm_icrm": Method("Process labels + ICRM", {"loss": "process", "sft_weight": 0.0}),
+    "outcome": Method("Outcome labels", {**_OUTCOME, "consistency_weight": 0.0}, "objectives"),
+    "outcome_icrm": Method("Outcome labels + ICRM", _OUTCOME, "objectives", _LAMBDA),
+    "prm": Method("Process labels", {**_PROCESS, "consistency_weight": 0.0}, "objectives"),
+    "prm_icrm": Method("Process labels + ICRM", _PROCESS, "objectives", _LAMBDA),
 }
 
 

@@ -21,26 +21,23 @@ ROLLOUTS = 4  # behind each noisy clause label: the share of them that reach the
 TRUTH = ("true_values", "true_scores")
 WEIGHTS = "weights"
 # Methods beyond `METHODS`, each with the settings of one of them: the cell departs from plain training.
+_ENSEMBLE = replace(METHODS["bt"], study="objectives", tuned_as="bt")
 COMPOSED: dict[str, Method] = {
-    "ensemble_mean": replace(METHODS["bt"], label=f"Ensemble of {ENSEMBLE_SIZE}, mean"),
-    "ensemble_worst": replace(METHODS["bt"], label=f"Ensemble of {ENSEMBLE_SIZE}, worst"),
-    "prm_noisy": replace(METHODS["prm"], label="Process labels, noisy"),
-    "prm_noisy_icrm": replace(METHODS["prm_icrm"], label="Process labels, noisy, + ICRM"),
-    "implicit": replace(METHODS["bt"], label="DPO, implicit rewards"),  # BT's optimiser settings; the loss is DPO's
+    "ensemble_mean": replace(_ENSEMBLE, label=f"Ensemble of {ENSEMBLE_SIZE}, mean"),
+    "ensemble_worst": replace(_ENSEMBLE, label=f"Ensemble of {ENSEMBLE_SIZE}, worst"),
+    "prm_noisy": replace(METHODS["prm"], label="Process labels, noisy", tuned_as="prm"),
+    "prm_noisy_icrm": replace(METHODS["prm_icrm"], label="Process labels, noisy, + ICRM", tuned_as="prm_icrm"),
+    # Bradley-Terry's optimiser settings; the loss is DPO's
+    "implicit": replace(
+        METHODS["bt"], label="DPO, implicit rewards", study="objectives", knob=("text_beta", (0.1, 0.5))
+    ),
     "true_values": replace(METHODS["bt"], label="exact values"),
     "true_scores": replace(METHODS["bt"], label="gold labels (ceiling)"),
-    WEIGHTS: replace(METHODS["bt"], label="weights of the generator"),
+    WEIGHTS: replace(METHODS["bt"], label="weights of the generator", study="generators"),
 }
 EVERY_METHOD = METHODS | COMPOSED
 
 MAIN = ("bt", "grm_sft", "icrm", "icrm_uniform", "icrm_shuffled")
-OBJECTIVES = (
-    *("bt_margin", "bt_label_smoothing", "bt_positive", "bt_centered", "frozen_mlp", "ensemble_mean", "ensemble_worst"),
-    *("grm_sft_mlp", "grm_dpo_noref", "grm_dpo", "grm_as_in_icrm"),
-    *("outcome", "outcome_icrm", "implicit", "prm", "prm_icrm", "prm_noisy", "prm_noisy_icrm"),
-)
-WEIGHTINGS = ("icrm_random_pairs", "icrm_entropy", "icrm_top1_margin", "icrm_inverted")
-FORMS = ("icrm_plain_log", "icrm_l1", "icrm_l2", "martingale", "icrm_centered_on_positions", "icrm_not_centered")
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 GENERATORS = ("exact", "temperature 0.5", "temperature 2", "small", "under-trained", "another language", "unigram")
 SIZES = (100, 400, 1600, 6400)
@@ -107,14 +104,19 @@ class Cell:
         return self.seed in TUNING_SEEDS
 
 
+def members(study: str) -> list[str]:
+    """Return the methods whose declaration names a study."""
+    return [name for name, method in EVERY_METHOD.items() if method.study == study]
+
+
 def studies() -> dict[str, list[Cell]]:
     """Return the cells of every study of the evidence, by name; a cell may belong to several."""
     sizes = [Cell(m, s, pairs=n if n != 400 else 0) for n in SIZES for m in ("bt", "grm_sft", "icrm") for s in SEEDS]
     return {
         "main": [*(Cell(m, 0) for m in TRUTH), *(Cell(method, seed) for seed in MAIN_SEEDS for method in MAIN)],
-        "objectives": [Cell(method, seed) for method in OBJECTIVES for seed in SEEDS],
-        "weightings": [Cell(method, seed) for method in WEIGHTINGS for seed in SEEDS],
-        "forms": [Cell(method, seed) for method in FORMS for seed in SEEDS],
+        "objectives": [Cell(method, seed) for method in members("objectives") for seed in SEEDS],
+        "weightings": [Cell(method, seed) for method in members("weightings") for seed in SEEDS],
+        "forms": [Cell(method, seed) for method in members("forms") for seed in SEEDS],
         "generators": [
             *(Cell(WEIGHTS, 0, generator=name) for name in ("fitted", *GENERATORS)),
             *(Cell("icrm", seed, generator=name) for name in GENERATORS for seed in SEEDS),
@@ -139,35 +141,20 @@ def purpose_of(study: str) -> str:
 RATES, MANY_RATES = (3e-3, 6e-3), (2e-3, 3e-3, 6e-3, 1e-2)
 # Where something else is trained, other rates are usual: a policy moves faster, a head alone more slowly.
 RATES_OF = {"implicit": (1e-3, 3e-3), "frozen_mlp": (3e-3, 1e-2, 3e-2, 1e-1)}
-_LAMBDA, _SFT = ("consistency_weight", (0.3, 0.6)), ("sft_weight", (0.01, 0.1))
-KNOBS: dict[str, tuple[str, tuple[float, float]] | None] = {
-    **dict.fromkeys(("bt", "bt_margin", "frozen_mlp", "outcome", "prm")),
-    "bt_label_smoothing": ("label_smoothing", (0.1, 0.2)),
-    "bt_positive": ("positive_weight", (0.01, 0.1)),
-    "bt_centered": ("center_rewards", (0.01, 0.1)),
-    **dict.fromkeys(("grm_sft", "grm_dpo_noref", "grm_dpo"), _SFT),
-    "grm_as_in_icrm": ("sft_weight", (0.001, 0.1)),
-    **dict.fromkeys(("icrm", "icrm_uniform", "icrm_shuffled", "icrm_plain_log", "icrm_l1", "icrm_l2"), _LAMBDA),
-    **dict.fromkeys(("martingale", "outcome_icrm", "prm_icrm"), _LAMBDA),
-    "implicit": ("text_beta", (0.1, 0.5)),
-}
-TUNED_AS = {
-    **dict.fromkeys((*WEIGHTINGS, "icrm_centered_on_positions", "icrm_not_centered"), "icrm"),
-    **{"grm_sft_mlp": "grm_sft", "ensemble_mean": "bt", "ensemble_worst": "bt"},
-    **{"prm_noisy": "prm", "prm_noisy_icrm": "prm_icrm"},
-}
 
 
 def tuned_as(cell: Cell) -> str:
-    """Return whose tuned settings a cell takes: a key of `KNOBS`, or "bt-double" for the larger model."""
-    name = TUNED_AS.get(cell.method, cell.method)
+    """Return whose tuned settings a cell takes: a method's, or "bt-double" for the larger model."""
+    name = EVERY_METHOD[cell.method].tuned_as or cell.method
     return f"{name}-double" if cell.base == "double" else name
 
 
 def tuning_cells() -> dict[str, list[list[Cell]]]:
     """Return the trials of everything that is tuned, each a cell a tuning seed; they see the validation split alone."""
     trials = {}
-    for name, knob in {**KNOBS, "bt-double": None}.items():
+    knobs = {name: method.knob for name, method in EVERY_METHOD.items() if not method.tuned_as}
+    knobs = {name: knob for name, knob in knobs.items() if name not in (*TRUTH, WEIGHTS)}  # nothing is trained
+    for name, knob in {**knobs, "bt-double": None}.items():
         method, _, base = name.partition("-")
         rates = RATES_OF.get(method, MANY_RATES if knob is None else RATES)
         values = [()] if knob is None else [((knob[0], value),) for value in knob[1]]

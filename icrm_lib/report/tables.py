@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icrm_lib.lab.cells import EVERY_METHOD, FORMS, WEIGHTINGS
+from icrm_lib.lab.cells import EVERY_METHOD, members
 from icrm_lib.measures.statistics import ALPHA, holm
 from icrm_lib.report.cells import command_for, load_cells
 from icrm_lib.report.evidence import compare, estimate
@@ -104,7 +104,7 @@ TABLES = (
         "ablations",
         "Weights, forms and centring of the consistency term",
         "ablation tables",
-        _labels("icrm", "icrm_uniform", "icrm_shuffled", *WEIGHTINGS, *FORMS, "grm_as_in_icrm"),
+        _labels("icrm", "icrm_uniform", "icrm_shuffled", *members("weightings"), *members("forms"), "grm_as_in_icrm"),
         BOTH,
     ),
     Table(
