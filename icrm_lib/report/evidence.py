@@ -160,5 +160,5 @@ def summary_table(cells: dict[str, dict[int, dict]], variants: Sequence[str], me
 
 
 def _shown(runs: dict[int, dict], measure: str) -> str:
-    value, low, high = estimate(runs, measure)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if len(runs) > 1 else f"{value:.3f}"
+    found = estimate(runs, measure)
+    return str(found) if len(runs) > 1 else f"{found.value:.3f}"
