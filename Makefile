@@ -56,7 +56,8 @@ notebooks: $(STAMP)  ## open JupyterLab at notebooks/
 	$(BIN)/python -m jupyterlab --LabApp.news_url=None \
 	  --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate notebooks
 
-refresh: $(STAMP)  ## execute the notebooks again and store their outputs in place [ONLY=04]
+refresh: $(STAMP)  ## write numbers in prose from the records, execute the notebooks again and store their outputs [ONLY=04]
+	$(BIN)/python -m icrm_lib.cli.prose
 	$(BIN)/python -m icrm_lib.cli.run --refresh --only "$$ICRM_ONLY"
 
 # Left out: rewardbench_package.py, which needs a second environment, and what is no benchmark. gpu.py wants a GPU.
