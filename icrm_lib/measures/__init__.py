@@ -1,11 +1,24 @@
 """Measures of rewards and picks; none needs a model."""
 
-from icrm_lib.measures.agreement import agreement_by_response, partial_agreement, token_agreement, without_controls
-from icrm_lib.measures.calibration import Calibration, preference_calibration, token_calibration
-from icrm_lib.measures.change import change_at_quality, localisation, smoothness
-from icrm_lib.measures.pairs import accuracy_by, length_controlled_accuracy, pair_accuracy
+from icrm_lib.measures.pairs import (
+    Calibration,
+    accuracy_by,
+    length_controlled_accuracy,
+    pair_accuracy,
+    preference_calibration,
+)
 from icrm_lib.measures.statistics import Difference, Estimate, holm
-from icrm_lib.measures.tokens import TokenScorer
+from icrm_lib.measures.tokens import (
+    TokenScorer,
+    agreement_by_response,
+    change_at_quality,
+    localisation,
+    partial_agreement,
+    smoothness,
+    token_agreement,
+    token_calibration,
+    without_controls,
+)
 
 __all__ = [
     "Calibration",

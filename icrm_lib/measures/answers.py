@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 
+# Greek letters that math-verify takes for small ones; \Delta is another symbol than \delta.
+_CAPITALS = re.compile(r"\\(?:Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega)(?![A-Za-z])")
 _NUMBER = re.compile(r"(?<![\w.)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
@@ -40,8 +42,8 @@ def final_answers(solutions: Iterable[str]) -> list[str]:
     r"""Return what each solution ends on, in one way of writing for all that mean the same, so that they can vote.
 
     A solution ends on its last `\boxed{...}`, else its last number, else its last line. White space and case do not
-    count, nor how a number is written: "1,200.00" and "1200" are one answer. A boxed formula that is the same
-    mathematics as a number or as an earlier formula is written like it (math-verify).
+    count, nor how a number is written: "1,200.00" and "1200" are one answer; but LaTeX commands keep their case. A
+    boxed formula that is the same mathematics as a number or as an earlier formula is written like it (math-verify).
     """
     solutions = [solution.replace("\u2212", "-") for solution in solutions]  # the minus sign
     boxes = [boxed_answer(solution) for solution in solutions]
@@ -59,7 +61,9 @@ def _end(solution: str) -> str:
 
 
 def _plain(answer: str) -> str:
-    answer = "".join(answer.split()).casefold()
+    parts = re.split(r"(\\[A-Za-z]+)", answer)  # each second one is a LaTeX command
+    answer = "".join(part if at % 2 else part.casefold() for at, part in enumerate(parts))
+    answer = "".join(answer.split())
     return f"{float(answer.replace(',', '')) + 0.0:.12g}" if _NUMBER.fullmatch(answer) else answer
 
 
@@ -67,8 +71,10 @@ def _is_same(truth: str, answer: str) -> bool:
     """Whether an answer is the true one; both LaTeX without a box."""
     from math_verify import verify  # late: it loads a computer algebra system
 
-    same_text = answer.strip() == truth.strip()
-    return same_text or verify(_parsed(truth), _parsed(answer), timeout_seconds=_seconds())
+    if answer.strip() == truth.strip():
+        return True
+    same_letters = set(_CAPITALS.findall(truth)) == set(_CAPITALS.findall(answer))
+    return same_letters and verify(_parsed(truth), _parsed(answer), timeout_seconds=_seconds())
 
 
 @lru_cache(1024)

@@ -1,9 +1,12 @@
-"""How often a reward model is right on one's own pairs, with an honest interval: by group, and for even lengths."""
+"""Pairs: how often a model is right, with an honest interval, by group and for even lengths; how far it knows."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from icrm_lib.measures.statistics import Estimate, resampled
 
@@ -33,9 +36,9 @@ def pair_accuracy(
     Raises:
         ValueError: lengths differ, no pair, or a score that is not finite.
     """
-    chosen, rejected = both_sides(chosen, rejected, prompts)
+    chosen, rejected = _both_sides(chosen, rejected, prompts)
     everything = np.ones(len(chosen), dtype=bool)
-    return _accuracy(chosen > rejected, [everything], _clusters(prompts), resamples, seed)
+    return _accuracy(chosen > rejected, [everything], prompts, resamples, seed)
 
 
 def accuracy_by(
@@ -60,7 +63,7 @@ def accuracy_by(
     Raises:
         ValueError: as `pair_accuracy`, or a group with the name "all".
     """
-    chosen, rejected = both_sides(chosen, rejected, prompts, groups)
+    chosen, rejected = _both_sides(chosen, rejected, prompts, groups)
     names = np.array([str(group) for group in groups])
     if "all" in names:
         raise ValueError(f"pair {list(names).index('all')} is of group 'all', the name of the last row; rename it")
@@ -95,7 +98,7 @@ def length_controlled_accuracy(
     Raises:
         ValueError: as `pair_accuracy`, or a length that is negative or not finite.
     """
-    chosen, rejected = both_sides(chosen, rejected, prompts, chosen_lengths, rejected_lengths)
+    chosen, rejected = _both_sides(chosen, rejected, prompts, chosen_lengths, rejected_lengths)
     lengths = np.array([chosen_lengths, rejected_lengths], dtype=float)
     for row in np.flatnonzero(~(np.isfinite(lengths) & (lengths >= 0)).all(axis=0)):
         raise ValueError(f"pair {row} has lengths {lengths[0, row]} and {lengths[1, row]}; give finite ones from 0 on")
@@ -107,7 +110,90 @@ def length_controlled_accuracy(
     return pd.concat([_table(chosen > rejected, rows, prompts, resamples, seed), picked])
 
 
-def both_sides(chosen: Sequence[float], rejected: Sequence[float], *others: Sequence) -> tuple[np.ndarray, np.ndarray]:
+class Calibration(NamedTuple):
+    """How far score differences can be read as probabilities, p = sigmoid(chosen - rejected); see
+    `preference_calibration`.
+
+    Attributes:
+        table: a row for each bin of confidence that has pairs; index `from` (its lower edge), columns `confidence`
+            (mean), `accuracy`, `pairs`.
+        error: expected calibration error, in [0, 1]: mean over pairs of |accuracy - confidence| of the bin.
+        brier: mean (1 - p)^2; 0.25 for a model that says nothing.
+        log_loss: mean -log p, in nats; log 2 for a model that says nothing.
+        temperature: the T with the lowest log-loss of sigmoid(difference / T); above 1 means too sure. 0 when no pair
+            is wrong, infinity when the mean difference is not above 0.
+        tempered_log_loss: log-loss at that T, on the same pairs.
+    """
+
+    table: pd.DataFrame
+    error: float
+    brier: float
+    log_loss: float
+    temperature: float
+    tempered_log_loss: float
+
+
+def preference_calibration(chosen: Sequence[float], rejected: Sequence[float], *, bins: int = 10) -> Calibration:
+    """Compare the probability that a model gives its own choice with how often that choice is right (Bradley-Terry).
+
+    The confidence of a pair with difference d is sigmoid(|d|), in [0.5, 1]; it is right when d > 0. A tie claims a
+    probability of 0.5 and counts half right, as a coin would (in `pair_accuracy` it is no win).
+
+    Args:
+        chosen, rejected: scores of the two responses. Length N each.
+        bins: number of equally wide bins of confidence from 0.5 to 1.
+
+    Returns:
+        table, errors and fitted temperature.
+
+    Raises:
+        ValueError: lengths differ, no pair, a score that is not finite, or no bin.
+    """
+    chosen, rejected = _both_sides(chosen, rejected)
+    if bins < 1:
+        raise ValueError(f"bins={bins}: at least one is needed")
+    difference = chosen - rejected
+    pairs = pd.DataFrame({"confidence": expit(np.abs(difference)), "accuracy": (np.sign(difference) + 1) / 2})
+    place = np.minimum(((pairs["confidence"] - 0.5) * 2 * bins).astype(int), bins - 1)
+    groups = pairs.groupby((0.5 + place / (2 * bins)).rename("from"))
+    table = groups.mean().assign(pairs=groups.size())
+    error = np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["pairs"])
+    temperature = _temperature(difference)
+    with np.errstate(divide="ignore"):  # at temperature 0 a difference becomes infinite, a tie stays one
+        tempered = np.divide(difference, temperature, out=np.zeros(len(difference)), where=difference != 0)
+    return Calibration(
+        table=table,
+        error=float(error),
+        brier=float(np.mean(expit(-difference) ** 2)),
+        log_loss=_log_loss(difference),
+        temperature=temperature,
+        tempered_log_loss=_log_loss(tempered),
+    )
+
+
+def _temperature(difference: np.ndarray) -> float:
+    """Return the T of the lowest log-loss. It is convex in b = 1/T, so the root of its slope -mean[d sigmoid(-b d)]."""
+    if difference.mean() <= 0:
+        return np.inf
+    if difference.min() >= 0:
+        return 0.0
+    scale = np.abs(difference).max()
+    unit = difference / scale
+
+    def slope(b: float) -> float:
+        return -float(np.mean(unit * expit(-b * unit)))
+
+    high = 1.0
+    while slope(high) < 0:
+        high *= 2
+    return float(scale / brentq(slope, 0, high))
+
+
+def _log_loss(difference: np.ndarray) -> float:
+    return float(np.logaddexp(0, -difference).mean())
+
+
+def _both_sides(chosen: Sequence[float], rejected: Sequence[float], *others: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Return both sides' scores as floats, all finite; they and the others have one entry a pair."""
     chosen, rejected = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
     sizes = [len(values) for values in (chosen, rejected, *others)]
@@ -126,29 +212,21 @@ def _table(
     right: np.ndarray, rows: dict[str, list[np.ndarray]], prompts: Sequence, resamples: int, seed: int
 ) -> pd.DataFrame:
     """Return a frame with the accuracy of each row's strata, as `accuracy_by` describes."""
-    clusters = _clusters(prompts)
     table = {
-        name: [
-            sum(stratum.sum() for stratum in strata),
-            *_accuracy(right, strata, clusters, resamples, seed),
-        ]
+        name: [sum(map(sum, strata)), *_accuracy(right, strata, prompts, resamples, seed)]
         for name, strata in rows.items()
     }
-    columns = ["pairs", *(field if field != "value" else "accuracy" for field in Estimate._fields)]
-    return pd.DataFrame.from_dict(table, orient="index", columns=columns).rename_axis("group")
+    return pd.DataFrame.from_dict(table, orient="index", columns=["pairs", "accuracy", "low", "high"]).rename_axis(
+        "group"
+    )
 
 
-def _clusters(prompts: Sequence) -> np.ndarray:
-    """Return the number of each pair's prompt, in the order of their texts."""
-    return pd.factorize(np.array([str(prompt) for prompt in prompts], dtype=object), sort=True)[0]
-
-
-def _accuracy(right: np.ndarray, strata: list[np.ndarray], clusters: np.ndarray, resamples: int, seed: int) -> Estimate:
+def _accuracy(right: np.ndarray, strata: list[np.ndarray], prompts: Sequence, resamples: int, seed: int) -> Estimate:
     """Return the mean over strata (masks of pairs) of the share of right pairs; whole prompts are resampled."""
     if not all(stratum.any() for stratum in strata):
         return Estimate(np.nan, np.nan, np.nan)
     used = np.logical_or.reduce(strata)
-    _, cluster = np.unique(clusters[used], return_inverse=True)
+    cluster, _ = pd.factorize(np.array([str(prompt) for prompt in prompts], dtype=object)[used], sort=True)
     sums = [np.bincount(cluster, weights=(stratum & part)[used]) for stratum in strata for part in (right, used)]
 
     def accuracy(*sums: np.ndarray, axis: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from icrm_lib.measures.agreement import agreement_by_response, partial_agreement, token_agreement, without_controls
+from icrm_lib.measures.tokens import agreement_by_response, partial_agreement, token_agreement, without_controls
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from icrm_lib.measures.change import change_at_quality, localisation, smoothness
+from icrm_lib.measures.tokens import change_at_quality, localisation, smoothness
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

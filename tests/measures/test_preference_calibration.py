@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icrm_lib.measures.calibration import preference_calibration
+from icrm_lib.measures.pairs import preference_calibration
 
 
 def test_calibration_by_hand():

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import fsolve
 from scipy.special import expit, logit
 
-from icrm_lib.measures.calibration import token_calibration
+from icrm_lib.measures.tokens import token_calibration
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 

@@ -29,6 +29,7 @@ def test_the_answer_is_the_last_box_with_the_braces_inside_it(solution, answer):
         (r"2\sqrt{3}", [r"\sqrt{12}"], [r"2\sqrt{5}"]),
         ("10101_2", ["10101_{2}"], ["10111_2"]),
         ("1,200", ["1200"], ["1201"]),
+        (r"\Delta x", [r"\Delta  x"], [r"\delta x"]),
     ],
 )
 def test_answers_are_compared_as_mathematics(truth, right, wrong):
@@ -67,6 +68,7 @@ def test_a_solution_ends_on_its_answer(response, answer):
         ([r"\boxed{\sqrt{12}}", r"\boxed{2\sqrt{3}}", r"\boxed{\sqrt{3}}"], [r"\sqrt{12}"] * 2 + [r"\sqrt{3}"]),
         ([r"\boxed{1,200.00}", "so 1200"], ["1200", "1200"]),
         (["0.333333", "0.3333333", r"\boxed{0.33333333}"], ["0.333333", "0.3333333", "0.33333333"]),
+        ([r"\boxed{\Delta X}", r"\boxed{\delta x}", r"\boxed{\Delta x}"], [r"\Deltax", r"\deltax", r"\Deltax"]),
         ([r"\boxed{\text{Paris}}", r"\boxed{Paris}", r"\boxed{Rome}"], [r"\text{paris}"] * 2 + ["rome"]),
     ],
 )
