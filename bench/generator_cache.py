@@ -27,9 +27,8 @@ from common import STATUS, finish, hold, in_own_process, quartiles, random_pairs
 from datasets import Dataset
 
 from icrm_lib.generator import cached_logprobs, model_scorer
-from icrm_lib.generator.cache import CACHE_TYPES
-from icrm_lib.generator.parts import WINDOW
-from icrm_lib.language_model.batches import batches_of, padded
+from icrm_lib.generator.cache import CACHE_TYPES, WINDOW
+from icrm_lib.language_model.causal import batches_of, padded
 
 TINY = {"hidden": 16, "layers": 1, "vocabulary": 64, "length": 32}
 

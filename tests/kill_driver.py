@@ -22,13 +22,14 @@ import torch  # noqa: E402
 from tiny import micro, micro_grid  # noqa: E402
 
 from icrm_lib import records  # noqa: E402
-from icrm_lib.generator import parts  # noqa: E402
+from icrm_lib.generator import cache  # noqa: E402
 from icrm_lib.lab.artefacts import made_with  # noqa: E402
 from icrm_lib.lab.cells import Cell  # noqa: E402
 from icrm_lib.lab.grid import run_grid  # noqa: E402
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
 from icrm_lib.language_model import checkpoints  # noqa: E402
-from icrm_lib.language_model.sampling import SamplingSettings, sample  # noqa: E402
+from icrm_lib.language_model.samples import sample  # noqa: E402
+from icrm_lib.language_model.sampling import SamplingSettings  # noqa: E402
 from icrm_lib.language_model.scratch import small_llama  # noqa: E402
 from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
@@ -46,7 +47,7 @@ NOT_KEPT = ("train_runtime", "train_samples_per_second", "train_steps_per_second
 
 def reward_model(folder: Path) -> None:
     """Base model, generator with its checkpoints, cache in small windows, reward model with its checkpoints."""
-    parts.WINDOW, checkpoints.LOGGING_STEPS = 4, 1
+    cache.WINDOW, checkpoints.LOGGING_STEPS = 4, 1
     saving = {"save_steps": 1, "epochs": 3.0}
     Workspace(micro(generator=saving, reward_model=saving), folder=folder).reward_model_folder("icrm")
 

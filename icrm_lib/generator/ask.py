@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, TopPLogitsWarper
 
-from icrm_lib.language_model.batches import batches_of, padded
-from icrm_lib.language_model.causal import ROWS_PER_CHUNK, decoder_states, logit_transforms, without_adapter
+from icrm_lib.language_model.causal import (
+    ROWS_PER_CHUNK,
+    batches_of,
+    decoder_states,
+    logit_transforms,
+    padded,
+    without_adapter,
+)
 
 # What is asked of the generator's distribution before each token; all are logarithms of a weight in [0, 1].
 STATISTICS = (

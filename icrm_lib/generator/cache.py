@@ -1,24 +1,24 @@
-"""The generator's answers on disk: computed at most once, never stale, cut or damaged."""
+"""The generator's answers on disk: computed at most once, window by window, never stale, cut or damaged."""
 
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
 from icrm_lib.generator.ask import Scorer
-from icrm_lib.generator.parts import write_parts
-from icrm_lib.language_model.fingerprints import data_fingerprint
+from icrm_lib.language_model.checkpoints import data_fingerprint
 
 logger = logging.getLogger(__name__)
 
 CACHE_FILE = "logprobs.arrow"
-
-
 CACHE_TYPES = ("float32", "float16")
+WINDOW = 1024  # pairs sorted by length and scored together; bounds the memory of a pass over any number of pairs
 
 
 def columns(statistic: str = "logprobs") -> tuple[str, str]:
@@ -76,7 +76,7 @@ def _make_cache(dataset, make_scorer, folder: Path, key: dict, names: tuple[str,
         logger.warning("%s is truncated or damaged; making it again", runtime.display_path(folder))
     parts = _parts(folder)
     schema = pa.schema([(name, pa.list_(pa.from_numpy_dtype(cache_type))) for name in names])
-    files = write_parts(dataset, make_scorer, parts, schema, folder.name)
+    files = _write_parts(dataset, make_scorer, parts, schema, folder.name)
     with (
         records.sealed_folder(folder, key) as temporary,
         pa.OSFile(str(temporary / CACHE_FILE), "wb") as sink,
@@ -84,3 +84,56 @@ def _make_cache(dataset, make_scorer, folder: Path, key: dict, names: tuple[str,
     ):
         for file in files:
             writer.write_table(pa.ipc.open_stream(file.read_bytes()).read_all().replace_schema_metadata(None))
+
+
+def _write_parts(
+    dataset: Dataset, make_scorer: Callable[[], Scorer], parts: Path, schema: pa.Schema, cache: str
+) -> list[Path]:
+    """Write one file a window of pairs, named `<window>-<checksum>.arrow`; those that are there are kept.
+
+    Each says inside which window of which cache it is, so that a renamed one is not taken for another.
+    """
+    done = {}
+    for file in parts.glob("*.arrow"):
+        window, _, checksum = file.stem.partition("-")
+        if records.file_checksum(file) == checksum:
+            with pa.OSFile(str(file)) as source:
+                place = pa.ipc.open_stream(source).schema.metadata
+            if place == _place(cache, int(window)):
+                done[int(window)] = file
+    scorer = None
+    pairs_only = dataset.select_columns(["chosen_ids", "rejected_ids", "prompt_length"])
+    for window in tqdm(range(-(-len(dataset) // WINDOW)), desc="generator", disable=not runtime.watched()):
+        if window in done:
+            continue
+        scorer = scorer or make_scorer()
+        rows = pairs_only[window * WINDOW : (window + 1) * WINDOW]
+        pairs = len(rows["prompt_length"])
+        asked = list(zip(rows["chosen_ids"] + rows["rejected_ids"], rows["prompt_length"] * 2, strict=True))
+        values = scorer(asked)
+        _check_values(values, asked)
+        if schema.field(0).type.value_type == pa.float16():
+            least = np.finfo(np.float16).min  # a weight of 0 stays finite
+            values = [np.maximum(value, least).astype(np.float16) for value in values]
+        arrays = [pa.array(part, type=schema.field(0).type) for part in (values[:pairs], values[pairs:])]
+        sink = pa.BufferOutputStream()
+        placed = schema.with_metadata(_place(cache, window))
+        with pa.ipc.new_stream(sink, placed) as writer:
+            writer.write_batch(pa.record_batch(arrays, schema=placed))
+        data = sink.getvalue().to_pybytes()
+        done[window] = parts / f"{window:06d}-{records.checksum(data)}.arrow"
+        records.write_bytes(done[window], data)
+    return [done[window] for window in sorted(done)]
+
+
+def _place(cache: str, window: int) -> dict[bytes, bytes]:
+    return {b"cache": cache.encode(), b"window": str(window).encode()}
+
+
+def _check_values(values: list[np.ndarray], asked: list[tuple[list[int], int]]) -> None:
+    for value, (ids, start) in zip(values, asked, strict=True):
+        if len(value) != len(ids) - start or not np.isfinite(value).all():
+            raise FloatingPointError(
+                f"the generator gave {len(value)} values, {int(np.isfinite(value).sum())} of them finite, for a "
+                f"response of {len(ids) - start} tokens; look at its training log, and fit it at a lower learning rate"
+            )

@@ -8,9 +8,8 @@ from peft import get_peft_model
 from transformers import PreTrainedModel
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.lora import lora_config
-from icrm_lib.language_model.training import train_language_model
+from icrm_lib.language_model.causal import load_causal_lm, lora_config
+from icrm_lib.language_model.scratch import train_language_model
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -31,7 +30,7 @@ def fit_generator(
         settings: LoRA and optimiser settings.
         folder: for the log.
         seed: of LoRA's initialisation and the order of the data.
-        checkpoints: folder of checkpoints, see `language_model.training.train_language_model`.
+        checkpoints: folder of checkpoints, see `language_model.scratch.train_language_model`.
 
     Returns:
         the merged model, frozen. (The reference divides the rejected term by the chosen length, a slip; here each

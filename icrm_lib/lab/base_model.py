@@ -11,8 +11,7 @@ from icrm_lib import records
 from icrm_lib.generator import both_sides
 from icrm_lib.lab.artefacts import model_path
 from icrm_lib.lab.data import Data
-from icrm_lib.language_model.scratch import small_llama
-from icrm_lib.language_model.training import train_language_model
+from icrm_lib.language_model.scratch import small_llama, train_language_model
 
 
 class BaseModel:

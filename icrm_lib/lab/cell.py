@@ -18,7 +18,7 @@ from icrm_lib.lab.record import cell_config, plain
 from icrm_lib.lab.test_sets import true_rewards
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.fingerprints import model_fingerprint
+from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings

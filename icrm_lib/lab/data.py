@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
-from icrm_lib.language_model.fingerprints import model_fingerprint
-from icrm_lib.language_model.loading import NO_CODE
+from icrm_lib.language_model.causal import NO_CODE
+from icrm_lib.language_model.checkpoints import model_fingerprint
+from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
-from icrm_lib.language_model.solutions import sampler
 from icrm_lib.preferences import Report, load_preferences, read_reports, split_by_prompt, tokenize_pairs, write_reports
 from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile

@@ -13,7 +13,7 @@ from icrm_lib.lab.artefacts import made_with
 from icrm_lib.lab.base_model import BaseModel
 from icrm_lib.lab.data import Data
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.fingerprints import data_fingerprint, model_fingerprint
+from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerprint
 from icrm_lib.preferences import tokenize_pairs
 
 

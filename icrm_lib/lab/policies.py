@@ -19,7 +19,8 @@ from icrm_lib.lab.cells import ON_POLICY, Cell
 from icrm_lib.lab.inputs import policy_workspace
 from icrm_lib.lab.workspace import Workspace, answered
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.sampling import SamplingSettings, greedy, sample
+from icrm_lib.language_model.samples import sample
+from icrm_lib.language_model.sampling import SamplingSettings, greedy
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy import pairs_from_samples, train_dpo, train_grpo
 from icrm_lib.profiles import Profile

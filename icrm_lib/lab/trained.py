@@ -8,7 +8,7 @@ from datasets import Dataset
 from icrm_lib import records
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
-from icrm_lib.language_model.fingerprints import data_fingerprint, model_fingerprint
+from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerprint
 from icrm_lib.methods import method_settings
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.profiles import RewardModelSettings

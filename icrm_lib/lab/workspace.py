@@ -17,8 +17,9 @@ from icrm_lib.lab.data import Data
 from icrm_lib.lab.generator import Generator
 from icrm_lib.lab.trained import trained_folder
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.fingerprints import model_fingerprint
-from icrm_lib.language_model.sampling import SamplingSettings, sample
+from icrm_lib.language_model.checkpoints import model_fingerprint
+from icrm_lib.language_model.samples import sample
+from icrm_lib.language_model.sampling import SamplingSettings
 from icrm_lib.preferences import Report
 from icrm_lib.profiles import Profile, load_profile
 from icrm_lib.reward_model import RewardModel

@@ -1,18 +1,60 @@
-"""A causal language model: load it, run its decoder, and say how likely tokens are without holding all logits."""
+"""A causal language model: load it and nothing that is code, adapt it, feed it batches, read token losses from it."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
+from safetensors import safe_open
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
-from icrm_lib.language_model.loading import SAFE, refuse_pickles
+from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 
-# Rows of the vocabulary projection computed at a time: bounds the logits that exist at once to 256 x V. With half of it
-# the loss takes a tenth longer, with twice as many it is no faster.
-ROWS_PER_CHUNK = 256
+# For every `from_pretrained` of a configuration or tokenizer. Left out, transformers would ask at the terminal whether
+# to run a repository's code, and take a "y" from whatever stands at standard input.
+NO_CODE = MappingProxyType({"trust_remote_code": False})
+# For every `from_pretrained` of weights.
+SAFE = MappingProxyType({**NO_CODE, "use_safetensors": True})
+
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def refuse_pickles(path: str | Path) -> None:
+    """Raise where a directory's weights are there as pickles only.
+
+    PEFT would read an adapter's pickle when there is nothing else; transformers refuses those of a model, and names no
+    remedy.
+
+    Args:
+        path: directory of a model or an adapter; a hub id passes (there `SAFE` says what is fetched).
+
+    Raises:
+        ValueError: names the files and how to convert them.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    wanted = "adapter_model*.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES and file.stem != "training_args")
+    if pickles and not any(folder.glob(wanted)):
+        raise ValueError(
+            f"{folder} has its weights in {', '.join(pickles)}: pickles, which may run any code when read; weights are "
+            "read from safetensors only. Where you trust the files, load the model there with transformers (an "
+            "adapter with peft) and call its save_pretrained on a new folder, which writes safetensors"
+        )
+
+
+def saved_tensors(path: str | Path, part: str = "") -> dict[str, torch.Tensor]:
+    """Read the tensors of a local directory's safetensors files whose names hold `part`; none for a hub id."""
+    tensors = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if part in name}  # noqa: SIM118 (no mapping)
+    return tensors
 
 
 def load_causal_lm(path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -35,6 +77,70 @@ def without_adapter(model: torch.nn.Module) -> PreTrainedModel:
     """Return the `transformers` model inside a PEFT wrapper (its LoRA layers stay in it), or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
+
+def lora_config(
+    settings: GeneratorSettings | RewardModelSettings, *, task_type: str = "CAUSAL_LM", **options
+) -> LoraConfig:
+    """Return the adapter's configuration.
+
+    Args:
+        settings: `lora_rank` and `lora_alpha` of the profile.
+        task_type: PEFT's name of what the model is for.
+        options: more of `LoraConfig`, e.g. `exclude_modules`.
+    """
+    size = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
+    return LoraConfig(task_type=task_type, target_modules="all-linear", **size, **options)
+
+
+def padded(
+    rows: Sequence[list[int]], pad_token_id: int, *, side: str = "right", seen: int = 0
+) -> dict[str, torch.Tensor]:
+    """Pad rows of token ids to one length.
+
+    Args:
+        rows: token ids, none empty. N lists.
+        pad_token_id: padding id; it is masked.
+        side: "right", so that causal attention never sees the padding, or "left", to generate.
+        seen: tokens before each row that a KV cache holds; the mask covers them, too.
+
+    Returns:
+        `input_ids`, shape (N, T), and `attention_mask`, shape (N, seen + T).
+    """
+    ids = [torch.tensor(row) for row in rows]
+    attended = [torch.ones(seen + len(row), dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side),
+        "attention_mask": pad_sequence(attended, batch_first=True, padding_side=side),
+    }
+
+
+def batches_of(
+    members: Sequence[int], lengths: Sequence[int], *, tokens: int, rows: int | None = None
+) -> Iterator[list[int]]:
+    """Cut rows into batches from short to long.
+
+    Args:
+        members: indices of the rows.
+        lengths: tokens of every row, by index.
+        tokens: most padded tokens of a batch; a longer row has a batch of its own.
+        rows: most rows of a batch; any number when None.
+
+    Yields:
+        indices of the rows of one batch.
+    """
+    batch: list[int] = []
+    for index in sorted(members, key=lambda i: lengths[i]):  # the last member decides the padded length
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[index] > tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+# Rows of the vocabulary projection computed at a time: bounds the logits that exist at once to 256 x V. With half of it
+# the loss takes a tenth longer, with twice as many it is no faster.
+ROWS_PER_CHUNK = 256
 
 # Configuration keys of architectures whose logits are more than `hidden @ lm_head^T`, and what they hold when inactive:
 # Gemma 2 caps them, Granite divides them, Cohere multiplies them.

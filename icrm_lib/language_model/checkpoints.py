@@ -1,4 +1,4 @@
-"""What a training leaves on disk while it runs: a log, checkpoints that are whole or not resumed from, a bad batch."""
+"""Where a training begins, as hashes, and what it leaves on disk: a log, whole checkpoints, a bad batch."""
 
 import json
 import logging
@@ -6,9 +6,15 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+import xxhash
 from accelerate import PartialState
+from datasets import Dataset
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
 
@@ -18,6 +24,45 @@ logger = logging.getLogger(__name__)
 
 LOGGING_STEPS = 5
 KEPT = 2  # the newest may be the one that a kill left half-written
+
+PAIRS = ("chosen_ids", "rejected_ids", "prompt_length")
+
+_known: WeakKeyDictionary[Dataset, dict[tuple[str, ...], str]] = WeakKeyDictionary()  # a data set never changes
+
+
+def data_fingerprint(dataset: Dataset, columns: tuple[str, ...] = PAIRS) -> str:
+    """Return a hash of columns of integers or lists of integers, whatever transformations led to them.
+
+    The Arrow buffers are hashed, through the indices of `select`, once a data set.
+    """
+    known = _known.setdefault(dataset, {})
+    if columns in known:
+        return known[columns]
+    digest = xxhash.xxh3_128()
+    for window in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=1024):
+        for name in columns:
+            column = window[name].combine_chunks()
+            parts = [column]
+            if not pa.types.is_integer(column.type):  # lists, whose lengths say where each ends
+                parts = [pc.list_value_length(column), column.flatten()]
+            for part in parts:
+                digest.update(part.cast(pa.int64()).to_numpy())
+    known[columns] = digest.hexdigest()
+    return known[columns]
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """Return a hash of a local model's weights and configuration, or of a hub id's name and downloaded commit.
+
+    Args:
+        path: local directory (every `.safetensors` file, `config.json` and tokenizer file counts) or hub id.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        config = try_to_load_from_cache(str(path), "config.json")
+        return f"hub:{path}@{Path(config).parent.name}" if isinstance(config, str) else f"hub:{path}"
+    names = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".jinja"})
+    return records.fingerprint({p.name: records.file_checksum(p) for p in names if p.name != records.MANIFEST})
 
 
 class LogFile(TrainerCallback):
@@ -99,7 +144,7 @@ def stop_unless_finite(trainer: Trainer, loss: torch.Tensor, batch: dict[str, An
     finite = torch.isfinite(loss.detach())
     gradients = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
     if gradients and trainer.accelerator.scaler is None:  # a loss scaler for float16 provokes overflows and skips them
-        finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+        finite = finite & torch.isfinite(torch.nn.utils.get_total_norm(gradients))
     everywhere = trainer.accelerator.reduce(finite.float(), "sum")
     if everywhere >= trainer.accelerator.num_processes:
         return

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from icrm_lib import runtime
-from icrm_lib.language_model.loading import NO_CODE
+from icrm_lib.language_model.causal import NO_CODE
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer
@@ -60,7 +60,7 @@ def model_config(name: str) -> PreTrainedConfig:
 
 
 def base_config(profile: Profile) -> PreTrainedConfig:
-    """Return the base model's configuration; for "testbed" and "scratch" as `language_model.small_llama` makes it."""
+    """Return the base model's configuration; for "testbed" and "scratch" as `scratch.small_llama` makes it."""
     settings, vocabulary = profile.base_model, profile.base_model.vocabulary
     if settings.name not in MADE_HERE:
         return model_config(settings.name)

@@ -6,8 +6,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from icrm_lib.language_model.causal import lora_config
 from icrm_lib.language_model.checkpoints import LogFile
-from icrm_lib.language_model.lora import lora_config
 from icrm_lib.policy.arguments import starting_policy, trainer_arguments
 from icrm_lib.profiles import RewardModelSettings
 

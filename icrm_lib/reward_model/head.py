@@ -11,7 +11,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from icrm_lib.language_model.loading import NO_CODE, SAFE, refuse_pickles
+from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles
 
 
 @dataclass

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime
-from icrm_lib.language_model.loading import NO_CODE
+from icrm_lib.language_model.causal import NO_CODE
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
 from icrm_lib.reward_model.older_names import add_older_names

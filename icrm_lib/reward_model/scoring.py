@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from icrm_lib.language_model.batches import batches_of, padded
+from icrm_lib.language_model.causal import batches_of, padded
 from icrm_lib.reward_model.head import capture_head
 
 LEAST_SHARED = 32  # tokens; below it a pass of its own for the prompt costs more than it saves

@@ -16,16 +16,16 @@ from transformers import (
 from trl import RewardConfig
 
 from icrm_lib import runtime
-from icrm_lib.language_model import lora
+from icrm_lib.language_model import causal
+from icrm_lib.language_model.causal import SAFE
 from icrm_lib.language_model.checkpoints import (
     LogFile,
     SealedCheckpoints,
+    data_fingerprint,
     newest_checkpoint,
     refuse_non_finite_weights,
     saving,
 )
-from icrm_lib.language_model.fingerprints import data_fingerprint
-from icrm_lib.language_model.loading import SAFE
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head, load_adapter
 from icrm_lib.training.config import ICRMConfig
@@ -173,7 +173,7 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
 def lora_config(settings: RewardModelSettings) -> LoraConfig:
     """LoRA on every linear layer but the head's."""
     mlp_head = r"(.*\.)?score(\..*)?"  # its layers are trained whole
-    return lora.lora_config(settings, task_type="SEQ_CLS", exclude_modules=mlp_head)
+    return causal.lora_config(settings, task_type="SEQ_CLS", exclude_modules=mlp_head)
 
 
 def _start(base_model: str | Path, settings: RewardModelSettings, args: ICRMConfig) -> str | PreTrainedModel:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from icrm_lib import runtime
-from icrm_lib.language_model.batches import padded
+from icrm_lib.language_model.causal import padded
 
 BENCHMARKS = runtime.project_root() / "bench"
 SIZES = {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "length": 32}

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from icrm_lib.best_of_n import Schedule, early_rejection, live_rejection, sample_with_early_rejection
-from icrm_lib.language_model.sampling import SamplingSettings, generation_config, prompt_ids, sample
+from icrm_lib.language_model.samples import sample
+from icrm_lib.language_model.sampling import SamplingSettings, generation_config, prompt_ids
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.tokenization import tokenize_conversation
 

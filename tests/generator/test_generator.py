@@ -12,11 +12,10 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from icrm_lib import generator, records
-from icrm_lib.generator import ask, model_scorer, parts
+from icrm_lib.generator import ask, cache, model_scorer
 from icrm_lib.generator.cache import CACHE_FILE, CACHE_TYPES
-from icrm_lib.language_model.batches import padded
-from icrm_lib.language_model.causal import load_causal_lm, refuse_transformed_logits
-from icrm_lib.language_model.fingerprints import data_fingerprint, model_fingerprint
+from icrm_lib.language_model.causal import load_causal_lm, padded, refuse_transformed_logits
+from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerprint
 from icrm_lib.profiles import GeneratorSettings
 
 
@@ -188,7 +187,7 @@ def test_statistics_of_one_data_set_lie_side_by_side(model, pairs, tmp_path):
 def test_windows_do_not_change_the_values(model, pairs, tmp_path, monkeypatch):
     scorer = generator.model_scorer(model, 0)
     whole = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "a", {})
-    monkeypatch.setattr(parts, "WINDOW", 5)
+    monkeypatch.setattr(cache, "WINDOW", 5)
     windowed = generator.cached_logprobs(pairs, lambda: scorer, tmp_path / "b", {})
     for a, b in zip(whole["chosen_logprobs"], windowed["chosen_logprobs"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -221,7 +220,7 @@ def test_a_cache_that_is_not_right_is_made_again(model, pairs, tmp_path, fault):
 
 
 def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "WINDOW", 10)
+    monkeypatch.setattr(cache, "WINDOW", 10)
     calls = []
 
     def dying(after):
@@ -249,7 +248,7 @@ def test_a_pass_that_dies_leaves_no_cache_and_goes_on_where_it_was(base_model, p
 
 
 def test_parts_that_changed_places_are_asked_again(base_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "WINDOW", 10)
+    monkeypatch.setattr(cache, "WINDOW", 10)
     asked = []
 
     def scorer():
@@ -271,7 +270,7 @@ def test_parts_that_changed_places_are_asked_again(base_model, pairs, tmp_path, 
     second.rename(second.with_name(f"{names[0][0]}-{names[1][2]}"))
     assert moved.exists()
     asked.clear()
-    monkeypatch.setattr(parts, "_check_values", lambda values, rows: None)
+    monkeypatch.setattr(cache, "_check_values", lambda values, rows: None)
     with pytest.raises(RuntimeError):
         generator.cached_logprobs(pairs, scorer, tmp_path / "cache", {})
     assert len(asked) == 3 and asked[0][0][0] == pairs[0]["chosen_ids"]  # the first two again, and one more

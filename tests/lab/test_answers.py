@@ -8,7 +8,7 @@ from tiny import micro
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.language_model.fingerprints import model_fingerprint
+from icrm_lib.language_model.checkpoints import model_fingerprint
 
 MICRO, EXACT = micro(), micro(generator={"kind": "exact"})
 

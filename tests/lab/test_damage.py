@@ -11,7 +11,7 @@ from tiny import micro
 
 from icrm_lib import records
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.language_model import checkpoints, sampling
+from icrm_lib.language_model import checkpoints, samples
 from icrm_lib.methods import method_settings
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.training.fit import train_reward_model
@@ -124,9 +124,9 @@ def test_a_damaged_line_of_a_sample_file_is_named(tmp_path, lines, number, remed
     path = tmp_path / "samples.jsonl"
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=rf"samples.jsonl:{number} is damaged .*; {remedy}"):
-        sampling._read_samples(path, {"n": 1})
+        samples._read_samples(path, {"n": 1})
     path.write_text(f"{HEAD}\n{LINE}\n")
-    assert sampling._read_samples(path, {"n": 1}) == {"[]": [("text", 1, True)]}
+    assert samples._read_samples(path, {"n": 1}) == {"[]": [("text", 1, True)]}
 
 
 @pytest.mark.parametrize(

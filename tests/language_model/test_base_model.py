@@ -20,8 +20,7 @@ from icrm_lib.language_model.causal import (
     refuse_transformed_logits,
     token_nll,
 )
-from icrm_lib.language_model.scratch import scratch_tokenizer, small_llama
-from icrm_lib.language_model.training import LanguageModelTrainer, train_language_model
+from icrm_lib.language_model.scratch import LanguageModelTrainer, scratch_tokenizer, small_llama, train_language_model
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
 
 TEXTS = [
@@ -219,7 +218,9 @@ ROWS = [
 def trainer_of(model, folder, **settings):
     arguments = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     args = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **arguments, **settings)
-    return LanguageModelTrainer(model, pad_token_id=0, args=args, train_dataset=Dataset.from_list(ROWS))
+    return LanguageModelTrainer(
+        model, pad_token_id=0, failures=folder, args=args, train_dataset=Dataset.from_list(ROWS)
+    )
 
 
 def loss_by_hand(model, rows):

@@ -2,7 +2,7 @@
 
 import torch
 
-from icrm_lib.language_model.batches import batches_of, padded
+from icrm_lib.language_model.causal import batches_of, padded
 
 
 def test_batches_hold_at_most_so_many_tokens_and_rows():

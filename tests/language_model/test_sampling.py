@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from icrm_lib.language_model import sampling
-from icrm_lib.language_model.sampling import SamplingSettings, greedy, prompt_ids, sample
+from icrm_lib.language_model.samples import sample
+from icrm_lib.language_model.sampling import SamplingSettings, greedy, prompt_ids
 from icrm_lib.tokenization import closing_token_ids, prepare_tokenizer
 
 SETTINGS = SamplingSettings(n=4, max_new_tokens=12)

@@ -6,7 +6,7 @@ from published import load, write_problems
 from tiny import save_tiny
 from transformers import AutoTokenizer
 
-from icrm_lib.language_model.solutions import sampler
+from icrm_lib.language_model.samples import sampler
 from icrm_lib.preferences import LABEL_KEYS, tokenize_pairs
 from icrm_lib.profiles import SampleSettings as Samples
 from icrm_lib.tokenization import prepare_tokenizer

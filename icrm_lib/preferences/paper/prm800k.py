@@ -25,7 +25,7 @@ Draw = Callable[[list[Conversation]], list[list[str]]]  # prompts -> the respons
 def make_prm800k(data: DataSettings, folder: Path, draw: Draw | None, seed: int) -> list[Report]:
     """Write the three splits of solutions; returns the report on the problems, then one a split."""
     if draw is None:
-        raise ValueError("prm800k needs solutions and draw is None; pass draw=sampler(...) of language_model.solutions")
+        raise ValueError("prm800k needs solutions and draw is None; pass draw=sampler(...) of language_model.samples")
     splits = Splits("prm800k", data, folder, LABEL_KEYS)
     problems, report = _problems(splits.read(PRM800K, "phase2_train"))
     prompts = [[{"role": "user", "content": problem}] for problem in problems["problem"]]

@@ -36,7 +36,7 @@ def load_recipe(
         data: `files` is a folder with the downloaded files (see `Source.how_to_get`), empty for the hub; `stride`
             takes every n-th row of Unified-Feedback.
         folder: for `<split>.arrow` and `reports.json`, which is written last; what is there is not made again.
-        draw: for "prm800k", returns an even number of sampled solutions a problem; see `language_model.solutions`.
+        draw: for "prm800k", returns an even number of sampled solutions a problem; see `language_model.samples`.
         seed: for "prm800k", assigns problems to splits.
 
     Returns:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from icrm_lib import runtime
-from icrm_lib.language_model.loading import NO_CODE, SAFE, refuse_pickles
+from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.model import RewardModel
 
