@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
 from icrm_lib.generator.ask import Scorer
-from icrm_lib.language_model.checkpoints import data_fingerprint
+from icrm_lib.language_model.checkpoints import PAIRS, data_fingerprint
 
 logger = logging.getLogger(__name__)
 
-CACHE_FILE = "logprobs.arrow"
+CACHE_FILE, WINDOW_FILE = "logprobs.arrow", "window.arrow"
 CACHE_TYPES = ("float32", "float16")
 WINDOW = 1024  # pairs sorted by length and scored together; bounds the memory of a pass over any number of pairs
 
@@ -60,74 +61,54 @@ def cached_logprobs(
     if not records.is_sealed(folder, key, verify=True):
         with records.locked(folder):
             if not records.is_sealed(folder, key, verify=True):  # nobody has made it while this run waited
-                _make_cache(dataset, make_scorer, folder, key, columns(statistic), cache_type)
+                column = pa.list_(pa.from_numpy_dtype(cache_type))
+                _make_cache(dataset, make_scorer, folder, key, pa.schema(dict.fromkeys(columns(statistic), column)))
     shutil.rmtree(_parts(folder), ignore_errors=True)
     values = Dataset.from_file(str(folder / CACHE_FILE))
     kept = dataset.remove_columns([name for name in columns(statistic) if name in dataset.column_names])
     return concatenate_datasets([kept, values], axis=1)
 
 
+def _make_cache(dataset, make_scorer, folder: Path, key: dict, schema: pa.Schema) -> None:
+    if folder.exists():
+        logger.warning("%s is truncated or damaged; making it again", runtime.display_path(folder))
+    windows = _windows(dataset, make_scorer, _parts(folder), key, schema)
+    with records.sealed_folder(folder, key) as temporary, _writer(temporary / CACHE_FILE, schema) as writer:
+        for window in windows:
+            writer.write_table(pa.ipc.open_stream((window / WINDOW_FILE).read_bytes()).read_all())
+
+
+def _windows(dataset, make_scorer, parts: Path, key: dict, schema: pa.Schema) -> list[Path]:
+    """Make one sealed folder a window of pairs; those that a pass before this one has finished are kept."""
+    scorer = None
+    windows = [parts / f"{number:06d}" for number in range(-(-len(dataset) // WINDOW))]
+    for number, window in enumerate(tqdm(windows, desc="generator", disable=not runtime.watched())):
+        place = {**key, "window": number}
+        if records.is_sealed(window, place, verify=True):
+            continue
+        scorer = scorer or make_scorer()
+        rows = dataset.select_columns(list(PAIRS))[number * WINDOW : (number + 1) * WINDOW]
+        asked = list(zip(rows["chosen_ids"] + rows["rejected_ids"], rows["prompt_length"] * 2, strict=True))
+        values = scorer(asked)
+        _check_values(values, asked)
+        if key["type"] == "float16":
+            least = np.finfo(np.float16).min  # a weight of 0 stays finite
+            values = [np.maximum(value, least).astype(np.float16) for value in values]
+        pairs = len(rows["prompt_length"])
+        sides = [pa.array(side, type=schema.field(0).type) for side in (values[:pairs], values[pairs:])]
+        with records.sealed_folder(window, place) as temporary, _writer(temporary / WINDOW_FILE, schema) as writer:
+            writer.write_batch(pa.record_batch(sides, schema=schema))
+    return windows
+
+
 def _parts(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.parts")
 
 
-def _make_cache(dataset, make_scorer, folder: Path, key: dict, names: tuple[str, str], cache_type: str) -> None:
-    if folder.exists():
-        logger.warning("%s is truncated or damaged; making it again", runtime.display_path(folder))
-    parts = _parts(folder)
-    schema = pa.schema([(name, pa.list_(pa.from_numpy_dtype(cache_type))) for name in names])
-    files = _write_parts(dataset, make_scorer, parts, schema, folder.name)
-    with (
-        records.sealed_folder(folder, key) as temporary,
-        pa.OSFile(str(temporary / CACHE_FILE), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
-    ):
-        for file in files:
-            writer.write_table(pa.ipc.open_stream(file.read_bytes()).read_all().replace_schema_metadata(None))
-
-
-def _write_parts(
-    dataset: Dataset, make_scorer: Callable[[], Scorer], parts: Path, schema: pa.Schema, cache: str
-) -> list[Path]:
-    """Write one file a window of pairs, named `<window>-<checksum>.arrow`; those that are there are kept.
-
-    Each says inside which window of which cache it is, so that a renamed one is not taken for another.
-    """
-    done = {}
-    for file in parts.glob("*.arrow"):
-        window, _, checksum = file.stem.partition("-")
-        if records.file_checksum(file) == checksum:
-            with pa.OSFile(str(file)) as source:
-                place = pa.ipc.open_stream(source).schema.metadata
-            if place == _place(cache, int(window)):
-                done[int(window)] = file
-    scorer = None
-    pairs_only = dataset.select_columns(["chosen_ids", "rejected_ids", "prompt_length"])
-    for window in tqdm(range(-(-len(dataset) // WINDOW)), desc="generator", disable=not runtime.watched()):
-        if window in done:
-            continue
-        scorer = scorer or make_scorer()
-        rows = pairs_only[window * WINDOW : (window + 1) * WINDOW]
-        pairs = len(rows["prompt_length"])
-        asked = list(zip(rows["chosen_ids"] + rows["rejected_ids"], rows["prompt_length"] * 2, strict=True))
-        values = scorer(asked)
-        _check_values(values, asked)
-        if schema.field(0).type.value_type == pa.float16():
-            least = np.finfo(np.float16).min  # a weight of 0 stays finite
-            values = [np.maximum(value, least).astype(np.float16) for value in values]
-        arrays = [pa.array(part, type=schema.field(0).type) for part in (values[:pairs], values[pairs:])]
-        sink = pa.BufferOutputStream()
-        placed = schema.with_metadata(_place(cache, window))
-        with pa.ipc.new_stream(sink, placed) as writer:
-            writer.write_batch(pa.record_batch(arrays, schema=placed))
-        data = sink.getvalue().to_pybytes()
-        done[window] = parts / f"{window:06d}-{records.checksum(data)}.arrow"
-        records.write_bytes(done[window], data)
-    return [done[window] for window in sorted(done)]
-
-
-def _place(cache: str, window: int) -> dict[bytes, bytes]:
-    return {b"cache": cache.encode(), b"window": str(window).encode()}
+@contextmanager
+def _writer(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
 
 
 def _check_values(values: list[np.ndarray], asked: list[tuple[list[int], int]]) -> None:
