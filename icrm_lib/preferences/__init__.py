@@ -1,8 +1,8 @@
 """Preference data: rows to pairs, refusals, splits, tokens; the data sets of the paper in `preferences.paper`."""
 
+from icrm_lib.preferences.forms import LABEL_KEYS
 from icrm_lib.preferences.loading import load_preferences, preference_rows
 from icrm_lib.preferences.prompts import split_by_prompt
-from icrm_lib.preferences.ratings import LABEL_KEYS
 from icrm_lib.preferences.report import Refusal, Report, read_reports, write_reports
 from icrm_lib.preferences.tokens import tokenize_pairs
 

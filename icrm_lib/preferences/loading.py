@@ -6,16 +6,35 @@ rejected one.
 
 import os
 import re
-from collections.abc import Iterable
+from array import array
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+import numpy as np
+import pyarrow as pa
+import xxhash
+from datasets import Dataset, Features, List, Value
 
-from icrm_lib.preferences.collection import collect_preferences, lines_of, name_of
-from icrm_lib.preferences.report import Report
-from icrm_lib.rows import ENDINGS, ending, file_rows
+from icrm_lib.preferences.forms import as_number, read_pair, require
+from icrm_lib.preferences.prompts import identify_prompt
+from icrm_lib.preferences.report import Refusal, Report
+from icrm_lib.rows import ENDINGS, BadRow, ending, file_rows
+
+BATCH = 1000  # rows that are Python objects at a time
+_COLUMNS = {
+    "prompt": List({"role": Value("string"), "content": Value("string")}),
+    "chosen": Value("string"),
+    "rejected": Value("string"),
+    "line": Value("int64"),
+    "prompt_id": Value("string"),
+    "source": Value("string"),
+    "margin": Value("float64"),
+}
+_ID_KEYS = ("id", "uid", "uuid")
 
 
 def load_preferences(
@@ -59,26 +78,23 @@ def load_preferences(
             `rows.file_rows`), not a single usable row (the message holds the report), or with `strict` a bad row.
         ConnectionError: the hub data set cannot be loaded.
     """
-    name, rows = _open(source, split, revision)
-    return collect_preferences(name, rows, strict=strict)
+    return collect_preferences(*_open(source, split, revision), strict=strict)
 
 
-def preference_rows(dataset: Dataset, *, strict: bool = False) -> tuple[Dataset, Report]:
+def preference_rows(dataset: Dataset) -> tuple[Dataset, Report]:
     """Bring preference pairs that are already a data set into the form that `load_preferences` returns.
 
     Args:
         dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
-        strict: raise at the first bad row instead of leaving it out.
 
     Returns:
         Data set and report, as `load_preferences`.
 
     Raises:
-        ValueError: not a single usable row, or with `strict` a bad row.
+        ValueError: not a single usable row.
     """
     dataset = dataset.with_format(None)  # numbers and lists, not tensors
-    rows = zip(lines_of(dataset), dataset, strict=True)
-    return collect_preferences(name_of(dataset), rows, strict=strict)
+    return collect_preferences(name_of(dataset), zip(lines_of(dataset), dataset, strict=True))
 
 
 def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:
@@ -113,3 +129,140 @@ def _read_hub(source: str, split: str, revision: str | None) -> Dataset:
             f"{error}. If a file was meant, there is none of this name; otherwise check the id, the split "
             "and the network, or download the file"
         ) from error
+
+
+class Tally:
+    """Counts over all rows, at 16 bytes a row, and 8 an id: a row is known by a hash of its texts."""
+
+    def __init__(self) -> None:
+        self.rated, self.contrary = 0, 0
+        self.elsewhere: Counter[str] = Counter()
+        self.rows, self.opposites, self.ids = array("Q"), array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def see(self, row: Any) -> None:
+        """Take note of the id of a row of the source, be it kept or not."""
+        if isinstance(row, dict) and (own := [row[key] for key in _ID_KEYS if row.get(key) is not None]):
+            self.ids.append(xxhash.xxh3_64_intdigest(repr(own).encode()))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count a row of the data set."""
+        self.rated += row["margin"] is not None
+        self.contrary += row["margin"] is not None and row["margin"] < 0
+        sides = row["chosen"], row["rejected"]
+        for hashes, (one, other) in ((self.rows, sides), (self.opposites, sides[::-1])):
+            hashes.append(xxhash.xxh3_64_intdigest(f"{row['prompt_id']}{len(one)} {one}{other}".encode()))
+
+    def notes(self) -> list[str]:
+        """Return what the report says about the rows that were kept."""
+        rows, opposites = np.array(self.rows), np.array(self.opposites)
+        known, first = np.unique(rows, return_index=True)
+        # Where the opposite of a row would stand among the known ones; an earlier row has it or none has.
+        place = np.searchsorted(known, opposites) % max(len(known), 1)
+        opposed = (known[place] == opposites) & (first[place] < np.arange(len(rows)))
+        notes = [f"{count} rows left out: their prompt is in {name}" for name, count in self.elsewhere.items()]
+        if 0 < self.rated < len(rows):
+            notes.append(f"no margin column: only {self.rated} of {len(rows)} rows are rated")
+        counts = {
+            "rate the chosen reply lower than the rejected one (kept)": self.contrary,
+            "repeat an earlier row (kept)": len(rows) - len(known),
+            "prefer the opposite of an earlier row (kept)": int(opposed.sum()),
+            "have the id of an earlier row (ids decide nothing)": len(self.ids) - len(set(self.ids)),
+        }
+        return notes + [f"{count} rows {what}" for what, count in counts.items() if count]
+
+
+def collect_preferences(
+    name: str,
+    rows: Iterable[tuple[int, Any]],
+    *,
+    strict: bool = False,
+    file: str | Path | None = None,
+    carry: Sequence[str] = (),
+    without: Mapping[str, Container[str]] | None = None,
+) -> tuple[Dataset, Report]:
+    """Read preference pairs that come one by one; at most `BATCH` of them are Python objects at a time.
+
+    Args:
+        name: of the source, for the report.
+        rows: (line, row) with rows as `load_preferences` describes them; a `BadRow` in place of a row is reported.
+        strict: raise at the first bad row instead of leaving it out.
+        file: Arrow file to write the rows to, which the result then reads from disk as it is asked (an existing one
+            is overwritten; no data set may still read it). In memory when None.
+        carry: keys of further numbers that every row has, kept as float64 columns; for example `LABEL_KEYS`.
+        without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
+
+    Returns:
+        Data set and report, as `load_preferences`.
+
+    Raises:
+        ValueError: not a single usable row, or with `strict` a bad row.
+    """
+    report, tally = Report(name), Tally()
+    schema = Features(_COLUMNS | {key: Value("float64") for key in carry}).arrow_schema
+    good = _good_rows(rows, report, strict, carry, without or {}, tally)
+    with pa.OSFile(str(file), "wb") if file else pa.BufferOutputStream() as sink:
+        with pa.ipc.new_stream(sink, schema) as writer:
+            while batch := list(islice(good, BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        buffer = None if file else sink.getvalue()
+    report.kept = len(tally)
+    report.notes += tally.notes()
+    if not report.kept:
+        raise ValueError(f"no usable preference pair:\n{report}")
+    return open_preferences(file or buffer, name), report
+
+
+def open_preferences(table: str | Path | pa.Buffer, name: str) -> Dataset:
+    """Return the data set that was written to an Arrow file (memory-mapped) or buffer; later reports call it `name`."""
+    dataset = Dataset.from_buffer(table) if isinstance(table, pa.Buffer) else Dataset.from_file(str(table))
+    # Columns are fixed before the first row is known. A margin of 0 in place of a missing one would silently change
+    # the loss of those rows, so some missing ones cost the column.
+    nulls = {key: dataset.data.column(key).null_count for key in ("source", "margin")}
+    unused = [key for key, least in (("source", len(dataset)), ("margin", 1)) if nulls[key] >= least]
+    dataset = dataset.remove_columns(unused)
+    dataset.info.description = name
+    return dataset
+
+
+def _good_rows(
+    rows: Iterable[tuple[int, Any]],
+    report: Report,
+    strict: bool,
+    carry: Sequence[str],
+    without: Mapping[str, Container[str]],
+    tally: Tally,
+) -> Iterator[dict[str, Any]]:
+    """Yield a row of the data set for each row that can be used; the others go into report and tally."""
+    for line, row in rows:
+        tally.see(row)
+        try:
+            pair = read_pair(row)
+            carried = {key: as_number(require(row, key), key) for key in carry}
+        except BadRow as bad:
+            refusal = Refusal(report.source, line, bad.reason, bad.remedy)
+            if strict:
+                raise ValueError(str(refusal)) from bad
+            report.refusals.append(refusal)
+            continue
+        values = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "line": line}
+        values |= {"prompt_id": identify_prompt(pair.prompt), "source": pair.source, "margin": pair.margin}
+        if others := [name for name, ids in without.items() if values["prompt_id"] in ids]:
+            tally.elsewhere[others[0]] += 1
+            continue
+        tally.add(values)
+        yield values | carried
+
+
+def name_of(dataset: Dataset) -> str:
+    """Return what reports call a data set."""
+    return (dataset.info.description or "data set").partition("\n")[0][:80]
+
+
+def lines_of(dataset: Dataset) -> Sequence[int]:
+    """Return the line of each row in its source; of a data set without lines the number of the row, from 1."""
+    if dataset.features.get("line") == Value("int64"):
+        return dataset["line"][:]
+    return range(1, len(dataset) + 1)

@@ -4,8 +4,8 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from icrm_lib.preferences.collection import lines_of, name_of
-from icrm_lib.preferences.ratings import LABEL_KEYS
+from icrm_lib.preferences.forms import LABEL_KEYS
+from icrm_lib.preferences.loading import lines_of, name_of
 from icrm_lib.preferences.report import Refusal, Report
 from icrm_lib.tokenization import Encoded, ResponseTooLong, cut_prompt, encoder_for
 

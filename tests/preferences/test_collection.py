@@ -9,7 +9,7 @@ import pytest
 from published import VAL, rated, write_lines
 
 from icrm_lib.preferences import load_preferences
-from icrm_lib.preferences.collection import collect_preferences
+from icrm_lib.preferences.loading import collect_preferences
 from icrm_lib.rows import file_rows
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from published import TRAIN, UNIFIED, VAL, load, question, solve, write_lines, write_parquet
 
-from icrm_lib.preferences.paper import SPLITS, prm800k, recipe_key, sources, splits
+from icrm_lib.preferences.paper import SPLITS, prm800k, recipe_key, sources
 from icrm_lib.profiles import DataSettings
 
 
 def test_what_was_made_is_opened_and_memory_mapped(unified, tmp_path, monkeypatch):
     first, reports = load("unified-feedback", unified, tmp_path / "made", stride=2)
-    monkeypatch.setattr(splits, "published_rows", None)
+    monkeypatch.setattr(sources, "published_rows", None)
     again, same = load("unified-feedback", unified, tmp_path / "made", stride=2)
     assert same == reports and len(same) == 3
     for split in SPLITS:

@@ -9,10 +9,9 @@ from typing import Any
 from datasets import Dataset
 
 from icrm_lib.measures.answers import boxed_answer, right_solutions
-from icrm_lib.preferences.paper.sources import PRM800K, Rows
-from icrm_lib.preferences.paper.splits import SPLITS, Splits
+from icrm_lib.preferences.forms import LABEL_KEYS
+from icrm_lib.preferences.paper.sources import PRM800K, SPLITS, Rows, Splits
 from icrm_lib.preferences.prompts import identify_prompt, split_by_prompt
-from icrm_lib.preferences.ratings import LABEL_KEYS
 from icrm_lib.preferences.report import Refusal, Report
 from icrm_lib.profiles import DataSettings
 from icrm_lib.rows import BadRow

@@ -1,4 +1,5 @@
-"""Rows of JSON, a line each or in one array; a text that is no JSON is a fault of its row."""
+"""Rows of JSON Lines, JSON and Parquet files, each with its line; what cannot be read is the fault of a row or of the
+file."""
 
 import gzip
 import json
@@ -9,8 +10,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from icrm_lib.rows.bad_row import BadRow, shown
+import pyarrow
+import pyarrow.parquet
 
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+# The first bytes, what they are, the ending they should have, the remedy.
+_KINDS = (
+    (b"\x1f\x8b", "compressed by gzip", ".gz", "add .gz to its name"),
+    (b"PAR1", "a Parquet file", ".parquet", "name it .parquet"),
+    (b"PK\x03\x04", "a zip archive", "", "unpack it"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the data", "", "run `git lfs pull`"),
+)
+_JSON_NAMES = {bool: "boolean", int: "number", float: "number", dict: "object", list: "array", type(None): "null"}
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"  # what JSON calls white space
 _GAP = re.compile(f"[{_SPACE}]*")
@@ -18,7 +29,55 @@ _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how "surrogateescape" marks a byte
 _CUT = "the rows from here on are not read"
 
 
-def read_json(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+class BadRow(ValueError):
+    """A fault of one row: the reason in words that are the same for all rows with this fault, and the remedy."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+def shown(key: str) -> str:
+    """Return a key as a message can show it: printable and short."""
+    return repr(key)[1:-1][:40]
+
+
+def type_name(value: Any) -> str:
+    """Return what JSON calls the type of a value, or Python where JSON has no such type."""
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def file_rows(path: str | Path, name: str | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield (line, row) of a file, whatever its keys are; a row that cannot be read comes as the `BadRow` that it is.
+
+    An array whose syntax breaks off gives the rows before, and a `BadRow` at that place.
+
+    Args:
+        path: a file with one of the endings `ENDINGS`. Lines and rows of an array or table count from 1.
+        name: for messages; the file's name when None.
+
+    Raises:
+        ValueError: another ending, or a file that is as a whole not what its name says: UTF-16, a Parquet file called
+            .jsonl, a Git LFS pointer, a damaged gzip or Parquet file (whose checksums say that no row can be trusted).
+    """
+    path = Path(path)
+    name = name or path.name
+    if ending(path) not in ENDINGS:
+        raise ValueError(f"cannot read {name!r}: {ending(path)!r} is none of {', '.join(ENDINGS)}; convert the file")
+    with open(path, "rb") as file:
+        head = file.read(64)
+    for start, kind, right, remedy in _KINDS:
+        if head.startswith(start) and path.suffix != right:
+            raise ValueError(f"{name} is {kind}; {remedy}")
+    return _parquet_rows(path, name) if path.suffix == ".parquet" else _json_rows(path, name)
+
+
+def ending(path: Path) -> str:
+    """Return the suffix of a file, with the one before .gz."""
+    return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+
+
+def _json_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     """Yield (line, row) of a file of lines, or (number, row) of one array; both count from 1."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -138,3 +197,29 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, row); raises ValueError for a file that cannot be trusted as a whole."""
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({column for column in names if names.count(column) > 1}):
+                raise ValueError(f"{name} has two columns {twice[0]!r}; write the file again with one of them")
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in _table_rows(batch))
+            yield from enumerate(rows, 1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{name} is no whole Parquet file: {error}; download or write it again") from error
+
+
+def _table_rows(table: pyarrow.RecordBatch) -> list[Any]:
+    """Return the rows of a table; one that Python cannot hold as the `BadRow` that it is."""
+    try:
+        return table.to_pylist()
+    except (ValueError, OverflowError) as error:  # of one of its rows; find out which
+        if len(table) > 1:
+            return [row for i in range(len(table)) for row in _table_rows(table.slice(i, 1))]
+        if isinstance(error, UnicodeDecodeError):
+            byte = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+            return [BadRow("not UTF-8", f"{byte} of a text; write the file again, with texts in UTF-8")]
+        return [BadRow("unreadable value", f"{error}; mend or drop its column")]  # a date of the year 300,000, say
