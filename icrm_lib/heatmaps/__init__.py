@@ -2,7 +2,6 @@
 
 from icrm_lib.heatmaps.figure import token_heatmap
 from icrm_lib.heatmaps.html import token_heatmap_html
-from icrm_lib.heatmaps.responses import Row, Token
-from icrm_lib.heatmaps.scale import reward_norm
+from icrm_lib.heatmaps.responses import Row, Token, reward_norm
 
 __all__ = ["Row", "Token", "reward_norm", "token_heatmap", "token_heatmap_html"]

@@ -8,9 +8,7 @@ import numpy as np
 from matplotlib.colors import rgb2hex
 
 from icrm_lib.figures import DIVERGING
-from icrm_lib.heatmaps.responses import Row, Token, checked
-from icrm_lib.heatmaps.scale import ink, reward_norm
-from icrm_lib.heatmaps.text import shown, visible
+from icrm_lib.heatmaps.responses import Row, Token, checked, ink, reward_norm, shown, visible
 
 # A token in HTML: apart from its neighbours, and with a text direction that ends where it ends.
 CHIP = "padding:1px 3px;margin:1px;display:inline-block;white-space:pre-wrap;unicode-bidi:isolate;direction:ltr"

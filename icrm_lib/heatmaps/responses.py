@@ -1,13 +1,19 @@
-"""What a heatmap takes: responses as tokens with rewards, and further rows under them.
+"""What a heatmap takes, responses as tokens with rewards and further rows under them, and its scale and characters.
 
 Nothing here depends on a model: a token is anything with a `text` and a `reward`, as `reward_model.TokenReward` has.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import regex
+from matplotlib.colors import TwoSlopeNorm
+
 LARGEST = 1e38  # of what can be drawn, about what single precision holds; the span of larger ones overflows
+CLOSING = "⏎"  # shown for the closing token, whose text is empty
 
 
 class Token(Protocol):
@@ -31,38 +37,81 @@ class Row:
 
 
 def checked(token_rewards, rows: Sequence[Row]) -> dict[str, list[Token]]:
+    """Return the responses by name; what cannot be drawn raises ValueError."""
     responses = dict(token_rewards) if isinstance(token_rewards, Mapping) else {"": list(token_rewards)}
     if not responses:
         raise ValueError("there is no response to draw; give at least one")
-    for row in rows:
-        if strange := sorted(set(row.values) - set(responses)):
-            raise ValueError(
-                f"row {row.name!r} has values for {strange[0]!r}, which is none of {sorted(responses)}; "
-                'a single list of tokens is the response ""'
-            )
     for name, tokens in responses.items():
         if not tokens:
             raise ValueError(f"response {name!r} has no tokens; give at least one")
         for token in tokens:
-            if not is_drawable(token.reward):
+            if not _is_drawable(token.reward):
                 raise ValueError(
                     f"response {name!r} has the reward {str(token.reward)[:40]}, which is not finite or beyond "
                     f"{LARGEST:g}; leave the token out or mend the model"
                 )
-        for row in rows:
-            if name in row.values and len(row.values[name]) != len(tokens):
+    for row in rows:
+        for name, values in row.values.items():
+            if name not in responses:
                 raise ValueError(
-                    f"row {row.name!r} has {len(row.values[name])} values for {len(tokens)} tokens of response "
+                    f"row {row.name!r} has values for {name!r}, which is none of {sorted(responses)}; "
+                    'a single list of tokens is the response ""'
+                )
+            if len(values) != len(responses[name]):
+                raise ValueError(
+                    f"row {row.name!r} has {len(values)} values for {len(responses[name])} tokens of response "
                     f"{name!r}; give one a token, the closing one included"
                 )
-            for value in row.values.get(name, ()):
+            for value in values:
                 if _number(value) is None:
                     raise ValueError(f"row {row.name!r} has the value {value!r}; give a number, nan where none is")
     return responses
 
 
-def is_drawable(value) -> bool:
-    return _number(value) is not None and abs(_number(value)) < LARGEST
+def reward_norm(token_rewards, center: float | None = None) -> TwoSlopeNorm:
+    """Return the colour scale of some responses: symmetrical about `center`, reaching the reward farthest from it.
+
+    Args:
+        token_rewards: tokens of one response, or {name: tokens}.
+        center: the reward that is white; when None the middle between the lowest and the highest (the level of a
+            Bradley-Terry reward has no meaning, only differences do).
+    """
+    rewards = np.array([float(token.reward) for tokens in checked(token_rewards, ()).values() for token in tokens])
+    if center is not None and not _is_drawable(center):
+        raise ValueError(f"center={center} is not finite or beyond {LARGEST:g}; give a reward, or None for the middle")
+    center = float((rewards.min() + rewards.max()) / 2) if center is None else center
+    reach = max(float(np.abs(rewards - center).max()), 1e-6 * max(1.0, abs(center)))
+    return TwoSlopeNorm(center, center - reach, center + reach)
+
+
+def ink(background) -> str:
+    """Black or white, whichever stands out more on a colour."""
+    r, g, b = background[:3]
+    return "black" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.45 else "white"
+
+
+def shown(text: str) -> str:
+    """A token as something to look at: marks of direction, zero-width and control characters by their code."""
+    if not text:
+        return CLOSING
+    return "".join(visible(c) for c in text)
+
+
+def visible(c: str) -> str:
+    if c == "\n":
+        return "↵"
+    # Control characters, separators, surrogates, unassigned ones, and all that Unicode lets a font leave out. What
+    # joins emoji or picks their look stays: by itself it does nothing.
+    if unicodedata.category(c) in ("Cf", "Cc", "Zl", "Zp", "Cs", "Co", "Cn") or regex.match(r"\p{DI}", c):
+        if c in "\u200d\ufe0e\ufe0f":
+            return c
+        return f"‹{ord(c):04X}›"
+    return c
+
+
+def _is_drawable(value) -> bool:
+    number = _number(value)
+    return number is not None and abs(number) < LARGEST
 
 
 def _number(value) -> float | None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from icrm_lib.figures import DIVERGING
 from icrm_lib.heatmaps import Row, reward_norm, token_heatmap, token_heatmap_html
-from icrm_lib.heatmaps.text import CLOSING
+from icrm_lib.heatmaps.responses import CLOSING
 
 
 def tokens(*pairs):
