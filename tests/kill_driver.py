@@ -118,7 +118,7 @@ def check_wholeness(folder: Path) -> None:
 def main() -> None:
     job, folder, wanted = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     random.seed(0)
-    for noun in ("data", "base_model", "generator", "trained"):
+    for noun in ("data", "models", "workspace"):
         made_with(f"icrm_lib.lab.{noun}")  # remembered by the children: the code may be edited while they run
     begin = time.perf_counter()
     finish(job, folder / "reference")

@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     runtime.quiet()
     import torch
 
-    from icrm_lib.lab.grid import run_grid
-    from icrm_lib.lab.tuning import tune
+    from icrm_lib.lab.grid import run_grid, tune
 
     begin, grid = time.monotonic(), studies()
     torch.set_num_threads(1)  # the base models are made here: with the threads of the workers, whatever the machine has

@@ -1,13 +1,14 @@
 """Where what a profile needs lies on disk: made when it is missing, reused when it is there, never half.
 
 An artefact is the folder `<noun>-<hash>`, the hash naming everything it depends on, so a changed setting makes a new
-folder and never meets an old one.
+folder and never meets an old one. On what code it depends, the imports of its maker's module tell.
 """
 
+import ast
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+import icrm_lib
 from icrm_lib import records, runtime
-from icrm_lib.lab.code import code_fingerprint
 from icrm_lib.language_model.causal import refuse_pickles
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,15 @@ class Artefacts:
         return self.folder / f"{noun}-{records.fingerprint(key)}"
 
     def get(
-        self, noun: str, key: dict[str, Any], make: Callable[..., None], *, trains: bool = False, together: bool = False
+        self,
+        noun: str,
+        key: dict[str, Any],
+        make: Callable,
+        *given: Any,
+        trains: bool = False,
+        together: bool = False,
     ) -> Path:
-        """Return the folder of an artefact; `make(folder)` fills it when it is missing or not whole.
+        """Return the folder of an artefact; `make(*given, folder)` fills it when it is missing or not whole.
 
         Of two runs that want it one makes it and the other waits.
 
@@ -49,7 +56,8 @@ class Artefacts:
             noun: the first part of its name.
             key: what it depends on beside the code that `make` reaches (JSON-able).
             make: writes into the folder that it is given; defined in the module that decides what is made.
-            trains: `make(folder, checkpoints)` gets a second folder, which outlives a run that is cut off.
+            given: for `make`.
+            trains: `make(*given, folder, checkpoints)` gets a second folder, which outlives a run that is cut off.
             together: processes that train together all call `make`; else it is an error to be several.
         """
         key = key | {"made_with": made_with(make.__module__)}
@@ -67,7 +75,7 @@ class Artefacts:
             if _of_first(not records.is_sealed(path, key, verify=True)):
                 logger.info("making %s", runtime.display_path(path))
                 with records.sealed_folder(path, key) if first else tempfile.TemporaryDirectory() as folder:
-                    make(Path(folder), checkpoints) if trains else make(Path(folder))
+                    make(*given, Path(folder), *[checkpoints] * trains)
             if first:
                 shutil.rmtree(checkpoints, ignore_errors=True)
         _of_first(None)
@@ -118,3 +126,56 @@ def model_path(name: str) -> str:
             "or give 'testbed', 'scratch' or a hub id"
         )
     return name
+
+
+PACKAGE = Path(icrm_lib.__file__).parent
+
+
+@cache
+def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
+    """Return a hash of the code of a module and of every module of its package that it imports, through any chain.
+
+    Comments, docstrings and layout play no part: they change no number, and must not train a model again.
+
+    Args:
+        module: dotted name, e.g. "icrm_lib.lab.data".
+        package: folder of the package that the name begins with.
+    """
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = _file(name, package)
+        if path is None or str(path) in found:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        waiting += _imported(tree, package.name)
+        found[str(path)] = ast.dump(_without_docstrings(tree))
+    return records.fingerprint(sorted(found.values()))
+
+
+def _file(name: str, package: Path) -> Path | None:
+    """The file of a module; of a function, class or constant the file of the module that it is taken from."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        place = package.parent.joinpath(*parts[:length])
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == package)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree

@@ -1,20 +1,19 @@
-"""One cell of the evidence: its inputs, the training, the measurement, the record."""
+"""One cell of the evidence: its inputs, the training, the measurement, and the record that comes of it."""
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
-from icrm_lib import records
-from icrm_lib.lab.cells import ENSEMBLE_SIZE, TRUTH, WEIGHTS, Cell
+from icrm_lib import records, runtime
+from icrm_lib.lab import picks, policies, test_sets
+from icrm_lib.lab.cells import ENSEMBLE_SIZE, ROLLOUTS, TRUTH, VERSION, WEIGHTS, Cell
 from icrm_lib.lab.inputs import base_model, compare_weights, training_rows, training_workspace
-from icrm_lib.lab.purposes import PURPOSES
-from icrm_lib.lab.record import cell_config, plain
 from icrm_lib.lab.test_sets import true_rewards
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
@@ -25,6 +24,11 @@ from icrm_lib.profiles import Profile, RewardModelSettings
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.training import train_reward_model
 
+# What the cells of a study are for, asked here alone. A purpose is a module with `constants(profile, cell)`, what of
+# its code decides the numbers and so stands in a record; `prepare(profile)`, which makes what its cells share before
+# several processes want it; and `measure(profile, cell, rewards, folder)`, the metrics of a record.
+PURPOSES = {"evidence": test_sets, "best_of_n": picks, "policy": policies}
+
 
 def run_cell(
     profile: Profile, cell: Cell, settings: RewardModelSettings, path: Path, purpose: str = "evidence"
@@ -34,10 +38,10 @@ def run_cell(
         metrics = {"weights": compare_weights(profile, cell)}
     else:
         with tempfile.TemporaryDirectory() as folder:
-            trained = train(profile, cell, settings, Path(folder))
+            rewards, seconds = train(profile, cell, settings, Path(folder))
             begin = time.perf_counter()
-            metrics = PURPOSES[purpose].measure(profile, cell, trained.rewards, Path(folder))
-        metrics["seconds"] = {"train": round(trained.seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
+            metrics = PURPOSES[purpose].measure(profile, cell, rewards, Path(folder))
+        metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
     record = {
         "config": cell_config(profile, cell, settings, purpose),
         # Not part of what makes a cell finished: the same settings give another base model on another machine.
@@ -48,47 +52,34 @@ def run_cell(
     return records.write_json(path, record, compact=True)
 
 
-class Trained(NamedTuple):
-    """What scores tokens, and the seconds of training alone."""
-
-    rewards: TokenScorer
-    seconds: float
-
-
-def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: Path) -> Trained:
-    """Train a cell's model or models; logs go to `folder`."""
+def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: Path) -> tuple[TokenScorer, float]:
+    """Train a cell's model or models; logs go to `folder`. Return what scores tokens, and the seconds of training."""
     if cell.method in TRUTH:
-        return Trained(partial(true_rewards, profile, cell.method), 0.0)
+        return partial(true_rewards, profile, cell.method), 0.0
     workspace = training_workspace(profile, cell)
     if cell.method == "implicit":
         return _train_policy(workspace, settings, folder, cell.seed)
     rows = training_rows(profile, cell, settings)
-    members = ENSEMBLE_SIZE if cell.method.startswith("ensemble") else 1
     models, seconds = [], 0.0
-    for member in range(members):
-        model, took = _train_member(workspace, rows, settings, folder / str(member), cell.seed + 1000 * member)
-        models.append(model)
-        seconds += took
-    return Trained(partial(_ensemble_rewards, models, np.min if cell.method == "ensemble_worst" else np.mean), seconds)
+    for member in range(ENSEMBLE_SIZE if cell.method.startswith("ensemble") else 1):
+        begin = time.perf_counter()
+        options = {"folder": folder / str(member), "seed": cell.seed + 1000 * member}
+        trainer = train_reward_model(workspace.base_model, workspace.tokenizer, rows, settings, **options)
+        models.append(RewardModel(trainer.model, workspace.tokenizer))
+        seconds += time.perf_counter() - begin
+    return partial(_ensemble_rewards, models, np.min if cell.method == "ensemble_worst" else np.mean), seconds
 
 
-def _train_policy(workspace: Workspace, settings: RewardModelSettings, folder: Path, seed: int) -> Trained:
+def _train_policy(
+    workspace: Workspace, settings: RewardModelSettings, folder: Path, seed: int
+) -> tuple[TokenScorer, float]:
     begin, beta = time.perf_counter(), settings.text_beta
     options = {"folder": folder, "seed": seed, "beta": beta}
     trainer = train_dpo(workspace.base_model, workspace.tokenizer, workspace.pairs["train"], settings, **options)
     seconds = time.perf_counter() - begin
     policy, reference = trainer.model.merge_and_unload(), load_causal_lm(workspace.base_model)
     scorer = partial(implicit_rewards, policy, reference, beta=beta, pad_token_id=workspace.tokenizer.pad_token_id)
-    return Trained(scorer, seconds)
-
-
-def _train_member(
-    workspace: Workspace, rows: Dataset, settings: RewardModelSettings, folder: Path, seed: int
-) -> tuple[RewardModel, float]:
-    begin = time.perf_counter()
-    options = {"folder": folder, "seed": seed}
-    trainer = train_reward_model(workspace.base_model, workspace.tokenizer, rows, settings, **options)
-    return RewardModel(trainer.model, workspace.tokenizer), time.perf_counter() - begin
+    return scorer, seconds
 
 
 def _ensemble_rewards(
@@ -96,3 +87,56 @@ def _ensemble_rewards(
 ) -> list[np.ndarray]:
     each = [model.token_scores(rows, starts, batch_size=64) for model in models]
     return each[0] if len(each) == 1 else [together(values, axis=0) for values in zip(*each, strict=True)]
+
+
+def cells_folder(profile: Profile, purpose: str = "evidence") -> Path:
+    """Where the records of a profile's cells lie."""
+    return runtime.project_root() / "results" / runtime.plain_name(profile.name) / runtime.plain_name(purpose)
+
+
+def cell_config(
+    profile: Profile, cell: Cell, settings: RewardModelSettings, purpose: str = "evidence"
+) -> dict[str, Any]:
+    """Return all that decides a cell's numbers, beside the code."""
+    sections = {name: value for name, value in profile.config().items() if name != "reward_model"}
+    constants = {"version": VERSION, "rollouts": ROLLOUTS, "ensemble": ENSEMBLE_SIZE}
+    constants |= PURPOSES[purpose].constants(profile, cell)
+    return plain({"cell": asdict(cell), "settings": asdict(settings), "profile": sections, **constants})
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values: tuples as lists, numbers rounded to six digits, nan as None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return None if np.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+DEFAULTS = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
+
+
+def is_finished(path: Path, config: dict) -> bool:
+    """Say whether a cell's record is there and was made with the same settings.
+
+    A setting that came after the record counts as the same while it has its default: that is what the code did then.
+    """
+    try:
+        stored = records.read_json(path)["config"]
+        return stored == _as_known(config, stored, plain(DEFAULTS))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _as_known(config: dict, stored: dict, defaults: dict) -> dict:
+    # `config` without the keys that `stored` does not know and that have their default.
+    known = {}
+    for key, value in config.items():
+        if key in stored:
+            inner = isinstance(value, dict) and isinstance(stored[key], dict)
+            known[key] = _as_known(value, stored[key], defaults.get(key, {})) if inner else value
+        elif key not in defaults or value != defaults[key]:
+            known[key] = value
+    return known

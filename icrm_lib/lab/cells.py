@@ -132,7 +132,7 @@ def studies() -> dict[str, list[Cell]]:
 
 
 def purpose_of(study: str) -> str:
-    """Return what a study measures of its models (see `lab.purposes`), which is also where its records lie."""
+    """Return what a study measures of its models (see `lab.cell`), which is also where its records lie."""
     return study if study in ("best_of_n", "policy") else "evidence"
 
 

@@ -27,7 +27,7 @@ LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
 
 
 class Data:
-    """The pairs of one profile, seed and data source, and their tokenizer; what each is, `Workspace` says.
+    """The pairs of one profile, seed and data source, and their tokenizer.
 
     Args:
         profile: read are `data`, and what the tokenizer and sampled pairs depend on.
@@ -36,37 +36,36 @@ class Data:
         strict: refuse a file at its first bad row instead of leaving the row out.
 
     Attributes:
+        on_testbed: whether the data come from the testbed, so that the truth is known.
         reports: what loading and tokenising refused, in order; filled as the stages run.
     """
 
-    def __init__(self, profile: Profile, seed: int, artefacts: Artefacts, *, strict: bool = False):
+    def __init__(self, profile: Profile, seed: int, artefacts: Artefacts, *, strict: bool):
         self.profile, self.seed, self.artefacts, self.strict = profile, seed, artefacts, strict
+        self.on_testbed = profile.data.preferences == "testbed"
         self.reports: list[Report] = []
-
-    @property
-    def on_testbed(self) -> bool:
-        return self.profile.data.preferences == "testbed"
 
     @cached_property
     def language(self) -> Language:
+        """The testbed language of the profile."""
         return Language(**asdict(self.profile.language))
 
     @cached_property
     def pairs(self) -> dict[str, Dataset]:
+        """Preference pairs by split; no prompt is in two splits."""
         data = self.profile.data
         limits = (data.train_pairs, data.validation_pairs, data.test_pairs)
         if self.on_testbed:
-            return self._testbed_pairs(limits)
-        if data.preferences in RECIPES:
+            parts, reports = self._testbed_pairs(limits)
+        elif data.preferences in RECIPES:
             _, parts, reports = self._recipe
-            parts = [parts[split] for split in SPLITS]  # in the paper's order
         else:
             parts, reports = self._own_file()
         self.reports.extend(reports)
-        capped = (part.select(range(min(limit, len(part)))) for part, limit in zip(parts, limits, strict=True))
-        return dict(zip(SPLITS, capped, strict=True))
+        capped = zip(SPLITS, limits, strict=True)
+        return {split: parts[split].select(range(min(limit, len(parts[split])))) for split, limit in capped}
 
-    def _testbed_pairs(self, sizes: tuple[int, ...]) -> dict[str, Dataset]:
+    def _testbed_pairs(self, sizes: tuple[int, ...]) -> tuple[dict[str, Dataset], list[Report]]:
         def make(folder: Path) -> None:
             prompts = self.language.split_prompts()
             for index, (split, size) in enumerate(zip(SPLITS, sizes, strict=True)):
@@ -77,11 +76,10 @@ class Data:
 
         key = {"language": self.language.config(), "sizes": list(sizes), "seed": self.seed}
         folder = self.artefacts.get("pairs", key, make)
-        loaded = [load_preferences(folder / f"{split}.jsonl") for split in SPLITS]
-        self.reports.extend(report for _, report in loaded)
-        return dict(zip(SPLITS, (dataset for dataset, _ in loaded), strict=True))
+        parts, reports = zip(*(load_preferences(folder / f"{split}.jsonl") for split in SPLITS), strict=True)
+        return dict(zip(SPLITS, parts, strict=True)), list(reports)
 
-    def _own_file(self) -> tuple[list[Dataset], list[Report]]:
+    def _own_file(self) -> tuple[dict[str, Dataset], list[Report]]:
         name = self.profile.data.preferences
         dataset, report = load_preferences(runtime.resolve_path(name) if is_file(name) else name, strict=self.strict)
         prompts = len(set(dataset["prompt_id"]))
@@ -90,8 +88,8 @@ class Data:
                 f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
                 f"{LEAST_PROMPTS} are needed: add rows with other prompts"
             )
-        parts = split_by_prompt(dataset, FRACTIONS, self.seed)
-        return [part.shuffle(seed=self.seed) for part in parts], [report]
+        parts = [part.shuffle(seed=self.seed) for part in split_by_prompt(dataset, FRACTIONS, self.seed)]
+        return dict(zip(SPLITS, parts, strict=True)), [report]
 
     @cached_property
     def _recipe(self) -> tuple[Path, dict[str, Dataset], list[Report]]:
@@ -102,11 +100,11 @@ class Data:
             drawn, draw = self._sampled()
             key |= drawn
 
-        def make(folder: Path) -> None:
-            load_recipe(data.preferences, data, folder, draw=draw, seed=self.seed)
+        def load(folder: Path) -> tuple[dict[str, Dataset], list[Report]]:
+            return load_recipe(data.preferences, data, folder, draw=draw, seed=self.seed)
 
-        folder = self.artefacts.get("pairs", key, make)
-        return folder, *load_recipe(data.preferences, data, folder, draw=draw, seed=self.seed)
+        folder = self.artefacts.get("pairs", key, load)
+        return folder, *load(folder)
 
     def _sampled(self) -> tuple[dict[str, Any], Any]:
         """What sampled pairs depend on, and what samples them."""
@@ -118,8 +116,7 @@ class Data:
             )
         tokenizer = self.tokenizer  # before the fingerprint: it fixes a hub model's commit
         generator = self.named_generator() or model_path(base_model)
-        drawn = {"samples": asdict(self.profile.samples), "seed": self.seed}
-        drawn |= {"generator": model_fingerprint(generator)}
+        drawn = {"samples": asdict(self.profile.samples), "seed": self.seed, "generator": model_fingerprint(generator)}
         # outside the artefact: it outlives a killed run
         path = self.artefacts.path("samples", drawn).with_suffix(".jsonl")
         return drawn, sampler(generator, tokenizer, self.profile.samples, path, seed=self.seed)
@@ -150,6 +147,7 @@ class Data:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer, made fit for reward modelling. No model is trained for it."""
         settings = self.profile.base_model
         if settings.name == "testbed":
             return prepare_tokenizer(self.language.tokenizer)
@@ -165,6 +163,7 @@ class Data:
 
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:
+        """The pairs as token ids, by split."""
         if self.profile.data.preferences in RECIPES:
             return self._tokenized_recipe()
         result = {}
@@ -195,6 +194,11 @@ class Data:
         return {split: load_from_disk(str(folder / split)) for split in SPLITS}
 
     def conversations(self, split: str) -> dict[str, list]:
+        """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.
+
+        Returns:
+            `chosen` and `rejected`: lists of conversations; `prompt_id`: what to cluster intervals by.
+        """
         kept = set(self.tokenized[split]["line"])
         rows = [row for row in self.pairs[split] if row["line"] in kept]
         sides = {
@@ -204,6 +208,7 @@ class Data:
         return {**sides, "prompt_id": [row["prompt_id"] for row in rows]}
 
     def prompts(self, split: str) -> list[Conversation]:
+        """Return the prompts of a split, each once, as conversations that end with the user's turn."""
         most = self.profile.downstream.prompts or None
         if self.on_testbed:
             texts = self.language.split_prompts()[SPLITS.index(split)]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from icrm_lib.best_of_n.early_rejection import choose_schedule, early_rejection, schedules, try_schedules
-from icrm_lib.best_of_n.expectation import pick_weights
+from icrm_lib.best_of_n import early_rejection, pick_weights
+from icrm_lib.best_of_n.rejection import choose_schedule, schedules, try_schedules
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.inputs import policy_workspace
 from icrm_lib.lab.workspace import Workspace, answered
@@ -25,18 +25,18 @@ CUTS_AT, KEEPS = (16, 24, 32, 40, 48), (24, 16, 8, 4)
 
 
 def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
-    """See `purposes`."""
+    """See `cell.PURPOSES`."""
     found = {"purpose": "best_of_n", "candidates": CANDIDATES, "started": STARTED, "budgets": BUDGETS}
     return found | {"cuts": (CUTS_AT, KEEPS), "ns": NS}
 
 
 def prepare(profile: Profile) -> None:
-    """See `purposes`: the candidates are sampled once."""
+    """See `cell.PURPOSES`: the candidates are sampled once."""
     pool_of(profile)
 
 
 def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
-    """See `purposes`."""
+    """See `cell.PURPOSES`."""
     return measure_picks(pool_of(profile), rewards)
 
 

@@ -34,19 +34,19 @@ KINDS = ("dpo", "grpo_outcome", "grpo_tokens")
 
 
 def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
-    """See `purposes`."""
+    """See `cell.PURPOSES`."""
     found = {"purpose": "policy", "groups": (GROUP, GROUPS), "dpo": (BETA, DPO_RATE, DPO_EPOCHS)}
     found |= {"grpo": (GRPO_RATE, GRPO_PROMPTS), "longest": profile.downstream.max_new_tokens}
     return found | {"kinds": _kinds(cell)}
 
 
 def prepare(profile: Profile) -> None:
-    """See `purposes`: the samples of the training prompts are drawn once."""
+    """See `cell.PURPOSES`: the samples of the training prompts are drawn once."""
     training_samples(policy_workspace(profile))
 
 
 def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
-    """See `purposes`."""
+    """See `cell.PURPOSES`."""
     return measure_policies(policy_workspace(profile), rewards, seed=cell.seed, folder=folder, kinds=_kinds(cell))
 
 

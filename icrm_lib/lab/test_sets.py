@@ -1,15 +1,27 @@
-"""Test sets on which the truth is known, and the truth as the rewards of their tokens."""
+"""Test sets on which the truth is known, and what a reward model's tokens say on them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from scipy.special import logit
 
+from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.workspace import Workspace
+from icrm_lib.measures import (
+    TokenScorer,
+    agreement_by_response,
+    change_at_quality,
+    localisation,
+    partial_agreement,
+    smoothness,
+    token_agreement,
+    token_calibration,
+)
 from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language, TokenTruth, known_truth
@@ -50,11 +62,7 @@ SHIFTS: dict[str, tuple[dict[str, Any], float]] = {
     "noisier": ({"preference_noise": 3.0}, 0.5),
 }
 VALIDATION, CALIBRATION = "validation", "calibration"
-
-
-def every_set() -> tuple[str, ...]:
-    """Return the names that `test_set` knows."""
-    return (VALIDATION, CALIBRATION, *SHIFTS)
+EVERY_SET = (VALIDATION, CALIBRATION, *SHIFTS)
 
 
 @cache
@@ -69,7 +77,7 @@ def test_set(profile: Profile, name: str) -> TestSet:
         count = data.validation_pairs if name == VALIDATION else min(CALIBRATION_PAIRS, data.validation_pairs)
     language = replace(plain, **changes)
     # A stream of its own for each set, far from those of the training pairs.
-    rng = np.random.default_rng([2**31, every_set().index(name)])
+    rng = np.random.default_rng([2**31, EVERY_SET.index(name)])
     pairs = language.preference_pairs(count, rng, prompts=prompts)
     texts = Dataset.from_list([{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in pairs])
     tokenized, _ = tokenize_pairs(preference_rows(texts)[0], Workspace(profile).tokenizer, max_length=data.max_length)
@@ -79,11 +87,9 @@ def test_set(profile: Profile, name: str) -> TestSet:
             "data.max_length in the profile"
         )
     order = {prompt: index for index, prompt in enumerate(sorted(prompts))}
-    every = [*tokenized["chosen_ids"], *tokenized["rejected_ids"]]
-    starts = [*tokenized["prompt_length"], *tokenized["prompt_length"]]
     return TestSet(
-        rows=every,
-        starts=starts,
+        rows=[*tokenized["chosen_ids"], *tokenized["rejected_ids"]],
+        starts=[*tokenized["prompt_length"], *tokenized["prompt_length"]],
         prompts=np.array([order[row["prompt"]] for row in pairs]),
         gold=np.array([[row["chosen_score"], row["rejected_score"]] for row in pairs]),
         language=language,
@@ -92,7 +98,7 @@ def test_set(profile: Profile, name: str) -> TestSet:
 
 def true_rewards(profile: Profile, method: str, rows: Sequence[list[int]], starts: Sequence[int]) -> list[np.ndarray]:
     """Token rewards of one of `cells.TRUTH`."""
-    known = [test_set(profile, name).truth for name in every_set() if test_set(profile, name).rows is rows]
+    known = [test_set(profile, name).truth for name in EVERY_SET if test_set(profile, name).rows is rows]
     if method == "true_scores":
         return [t.clause_scores for t in known[0]] if known else _running_gold(profile, rows, starts)
     truth = known[0] if known else known_truth(Language(**asdict(profile.language)), rows, starts)
@@ -111,3 +117,74 @@ def _running_gold(profile: Profile, rows: Sequence[list[int]], starts: Sequence[
         np.array([gold(row[start : end + 1]) for end in range(start, len(row))])
         for row, start in zip(rows, starts, strict=True)
     ]
+
+
+def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
+    """See `cell.PURPOSES`."""
+    return {"shifts": SHIFTS}
+
+
+def prepare(profile: Profile) -> None:
+    """See `cell.PURPOSES`: every process draws the test sets itself, which is as fast."""
+
+
+def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+    """See `cell.PURPOSES`; a trial of tuning looks at the validation pairs alone."""
+    if not cell.is_trial:
+        return measure_tokens(profile, rewards)
+    data = test_set(profile, VALIDATION)
+    return {"accuracy": {VALIDATION: _pair_counts(data, rewards(data.rows, data.starts))}}
+
+
+def measure_tokens(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
+    """Measure token rewards on every test set.
+
+    Returns:
+        `accuracy`: per test set, `right` and `count` of pairs by test prompt, and the same for pairs whose gold scores
+        differ (`gold_right`, `gold_count`); `agreement_by_prompt`; `tokens`: of `icrm_lib.measures`, on the first test
+        set; `longer_tokens`: agreement on the longer responses.
+    """
+    sets = {name: test_set(profile, name) for name in SHIFTS}
+    scored = {name: rewards(data.rows, data.starts) for name, data in sets.items()}
+    data, ours = sets["in_distribution"], scored["in_distribution"]
+    fit = test_set(profile, CALIBRATION)
+    truth, values, logprobs = data.truth, [t.values for t in data.truth], [t.logprobs for t in data.truth]
+    controls = [np.column_stack([p, np.cumsum(p), np.arange(len(p))]) for p in logprobs]
+    return {
+        "accuracy": {name: _pair_counts(sets[name], scored[name]) for name in SHIFTS},
+        "agreement_by_prompt": _by_prompt(data, agreement_by_response(ours, values)),
+        "tokens": {
+            "agreement": token_agreement(ours, values),
+            "score_agreement": token_agreement(ours, [t.clause_scores for t in truth]),
+            "partial": partial_agreement(ours, values, controls),
+            "calibration": token_calibration(
+                ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]
+            ),
+            "quality": change_at_quality(ours, [t.quality for t in truth]),
+            "localisation": localisation(ours, [t.quality for t in truth]),
+            "smoothness": smoothness(ours, logprobs),
+        },
+        "longer_tokens": token_agreement(scored["longer"], [t.values for t in sets["longer"].truth]),
+    }
+
+
+def _pair_counts(data: TestSet, rewards: list[np.ndarray]) -> dict[str, list[int]]:
+    chosen, rejected = np.split(np.array([values[-1] for values in rewards]), 2)
+    better = np.sign(data.gold[:, 0] - data.gold[:, 1])
+    length = data.prompts.max() + 1
+    counts = {
+        # A tie is half right, as a coin is: models hardly tie, but the gold score does, and is the ceiling.
+        "right": (chosen > rejected) + 0.5 * (chosen == rejected),
+        "count": np.ones(len(chosen)),
+        "gold_right": (np.sign(chosen - rejected) == better) & (better != 0),
+        "gold_count": better != 0,
+    }
+    return {key: np.bincount(data.prompts, weights=value, minlength=length).tolist() for key, value in counts.items()}
+
+
+def _by_prompt(data: TestSet, values: np.ndarray) -> dict[str, list]:
+    """Sum and number of a per-response measure by prompt; both sides of a pair belong to its prompt."""
+    prompts, known = np.tile(data.prompts, 2), ~np.isnan(values)
+    length = data.prompts.max() + 1
+    sums = np.bincount(prompts[known], weights=values[known], minlength=length)
+    return {"sum": sums.round(6).tolist(), "count": np.bincount(prompts[known], minlength=length).tolist()}

@@ -2,32 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
-from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
-from icrm_lib.lab.base_model import BaseModel
+from icrm_lib.generator import cached_logprobs
+from icrm_lib.lab.artefacts import Artefacts, is_file, made_with, model_path
 from icrm_lib.lab.data import Data
-from icrm_lib.lab.generator import Generator
-from icrm_lib.lab.trained import trained_folder
+from icrm_lib.lab.models import generator_scorer, language_scorer, make_base_model, make_generator
 from icrm_lib.language_model.causal import load_causal_lm
-from icrm_lib.language_model.checkpoints import model_fingerprint
+from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerprint
 from icrm_lib.language_model.samples import sample
 from icrm_lib.language_model.sampling import SamplingSettings
-from icrm_lib.preferences import Report
-from icrm_lib.profiles import Profile, load_profile
+from icrm_lib.methods import method_settings
+from icrm_lib.preferences import LABEL_KEYS, tokenize_pairs
+from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
-from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation
+from icrm_lib.training.config import reads_generator, statistic_of
+from icrm_lib.training.fit import train_reward_model, unsharded_model
 
 
-class Workspace:
+class Workspace(Data):
     """What one profile, seed, data source and base model give.
 
     Args:
@@ -53,101 +54,100 @@ class Workspace:
         strict: bool = False,
     ):
         profile = load_profile(profile) if isinstance(profile, str) else profile
-        self.profile = replace(
+        self.replaced_data = str(preferences) not in ("", profile.data.preferences)
+        profile = replace(
             profile,
             data=replace(profile.data, preferences=str(preferences or profile.data.preferences)),
             base_model=replace(profile.base_model, name=str(base_model or profile.base_model.name)),
         )
-        self.seed = seed
-        self.replaced_data = str(preferences) not in ("", profile.data.preferences)
         name = runtime.plain_name(profile.name)
         self.folder = Path(folder or runtime.project_root() / "runs" / name / "artefacts")
-        self._artefacts = Artefacts(self.folder, name)
-        self._data = Data(self.profile, seed, self._artefacts, strict=strict)
-        self._base_model = BaseModel(self._data)
-        self._generator = Generator(self._data, self._base_model)
-        self._check()
-
-    def _check(self) -> None:
-        if self.profile.base_model.name == "testbed" and not self.on_testbed:
+        super().__init__(profile, seed, Artefacts(self.folder, name), strict=strict)
+        if profile.base_model.name == "testbed" and not self.on_testbed:
             raise ValueError(
-                f"the testbed's model knows only the testbed's words, not those of {self.profile.data.preferences!r}; "
+                f"the testbed's model knows only the testbed's words, not those of {profile.data.preferences!r}; "
                 "set BASE_MODEL to 'scratch', a local directory or a hub id"
             )
-        if self.profile.generator.kind == "exact" and not self.on_testbed:
+        if profile.generator.kind == "exact" and not self.on_testbed:
             raise ValueError(
                 "generator kind 'exact' is the language itself, known on the testbed only; take fitted or base"
             )
 
-    @property
-    def on_testbed(self) -> bool:
-        """Whether the data come from the testbed, so that the truth is known."""
-        return self._data.on_testbed
-
-    @property
-    def language(self) -> Language:
-        """The testbed language of the profile."""
-        return self._data.language
-
-    @property
-    def reports(self) -> list[Report]:
-        """What loading and tokenising refused, in order; filled as the stages run."""
-        return self._data.reports
-
-    @property
-    def pairs(self) -> dict[str, Dataset]:
-        """Preference pairs by split; no prompt is in two splits."""
-        return self._data.pairs
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base model's tokenizer, made fit for reward modelling. No model is trained for it."""
-        return self._data.tokenizer
-
-    @property
-    def tokenized(self) -> dict[str, Dataset]:
-        """The pairs as token ids, by split."""
-        return self._data.tokenized
-
-    def conversations(self, split: str) -> dict[str, list]:
-        """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.
-
-        Returns:
-            `chosen` and `rejected`: lists of conversations; `prompt_id`: what to cluster intervals by.
-        """
-        return self._data.conversations(split)
-
-    def prompts(self, split: str) -> list[Conversation]:
-        """Return the prompts of a split, each once, as conversations that end with the user's turn."""
-        return self._data.prompts(split)
-
-    @property
+    @cached_property
     def base_model(self) -> str:
         """Directory or hub id of the base causal language model; "testbed" and "scratch" are trained here."""
-        return self._base_model.path
+        settings = self.profile.base_model
+        if settings.name not in ("testbed", "scratch"):
+            return model_path(settings.name)
+        key = {"settings": asdict(settings), "seed": self.seed, "max_length": self.profile.data.max_length}
+        if settings.name == "testbed":
+            key["language"] = self.language.config()
+        else:
+            key["texts"] = records.fingerprint(self.training_texts())
+        return str(self.artefacts.get("base_model", key, make_base_model, self))
 
-    @property
+    @cached_property
     def generator(self) -> str:
         """Directory or hub id of the frozen generator; fitted on the training pairs when its kind says so."""
-        return self._generator.path
+        kind = self.profile.generator.kind
+        if kind == "exact":
+            raise ValueError("generator kind 'exact' is the language itself, not a model; use workspace.language")
+        if kind == "base":
+            return self._generator_start
+        given = (self, self._generator_start, self._generator_pairs)
+        return str(self.artefacts.get("generator", self._generator_key(), make_generator, *given, trains=True))
+
+    @cached_property
+    def _generator_start(self) -> str:
+        return self.named_generator() or self.base_model
+
+    @cached_property
+    def _generator_pairs(self) -> Dataset:
+        length = self.profile.generator.max_length
+        if length in (0, self.profile.data.max_length):
+            return self.tokenized["train"]
+        return tokenize_pairs(self.pairs["train"], self.tokenizer, max_length=length)[0]
+
+    def _generator_key(self) -> dict[str, Any]:
+        """All that the generator depends on; nothing is fitted for it."""
+        settings = self.profile.generator
+        if settings.kind == "exact":
+            return {"language": self.language.config()}
+        if settings.kind == "base":
+            return {"model": model_fingerprint(self._generator_start)}
+        pairs = data_fingerprint(self._generator_pairs)  # first: loading a hub model's tokenizer fixes its commit
+        key = {"base_model": model_fingerprint(self._generator_start), "settings": asdict(settings), "pairs": pairs}
+        return key | {"seed": self.seed}
 
     def with_logprobs(self, split: str, statistic: str = "logprobs") -> Dataset:
         """Return a split's tokenised pairs with the generator's log-probabilities (cached, memory-mapped)."""
         return self.add_logprobs(self.tokenized[split], statistic)
 
     def add_logprobs(self, pairs: Dataset, statistic: str = "logprobs") -> Dataset:
-        """Return any tokenised pairs with this workspace's generator's answers.
+        """Return any tokenised pairs with this workspace's generator's answers, which are kept on disk.
 
         Args:
             pairs: `preferences.tokenize_pairs` output, of this workspace or another with the same tokenizer.
             statistic: one of `generator.STATISTICS`; for the exact generator "logprobs" only.
         """
-        return self._generator.add_logprobs(pairs, statistic)
+        settings = self.profile.generator
+        if settings.kind == "exact":
+            if statistic != "logprobs":
+                raise ValueError(f"generator kind 'exact' knows logprobs only, not {statistic}; use 'fitted' or 'base'")
+            key = {"generator": self.language.config(), "temperature": 1.0, "top_p": 1.0}
+            scorer = partial(language_scorer, self)
+        else:
+            key = {"generator": model_fingerprint(self.generator), "temperature": settings.temperature}
+            key |= {"top_p": settings.top_p, "engine": settings.engine}
+            scorer = partial(generator_scorer, self, self.generator, statistic)
+        key["made_with"] = made_with(generator_scorer.__module__)
+        options = {"statistic": statistic, "cache_type": settings.cache_type}
+        return cached_logprobs(pairs, scorer, self.folder, key, **options)
 
     def samples(self, prompts: Sequence[Conversation], settings: SamplingSettings) -> pd.DataFrame:
         """Return the base model's responses to some prompts (see `sample`); drawn once, kept among the artefacts."""
         key = {"policy": model_fingerprint(self.base_model), "settings": asdict(settings)}
-        path = self._artefacts.path("samples", key).with_suffix(".jsonl")
+        path = self.artefacts.path("samples", key).with_suffix(".jsonl")
         return sample(load_causal_lm(self.base_model).eval(), self.tokenizer, prompts, settings, path)
 
     def judge(self, conversations: Sequence[Conversation]) -> np.ndarray:
@@ -178,8 +178,50 @@ class Workspace:
         return RewardModel.from_pretrained(self.reward_model_folder(method, seed))
 
     def reward_model_folder(self, method: str, seed: int = 0) -> Path:
-        """Return its directory: the merged model and `log.jsonl`, the training log."""
-        return trained_folder(self._generator, method, seed)
+        """Return its directory: the merged model and `log.jsonl`, the training log.
+
+        Args:
+            method: of `METHODS`.
+            seed: of head, LoRA and data order.
+        """
+        settings = method_settings(self.profile.reward_model, method)
+        train = self._training_pairs(method, settings)
+        weighted = reads_generator(settings)
+        key = {
+            "base_model": model_fingerprint(self.base_model),
+            "settings": asdict(settings),
+            "pairs": data_fingerprint(train),
+            "margin": records.fingerprint(train["margin"][:]) if "margin" in train.column_names else None,
+            "generator": [asdict(self.profile.generator), self._generator_key()] if weighted else None,
+            "seeds": [self.seed, seed],
+        }
+        if labels := [name for name in LABEL_KEYS if name in train.column_names]:
+            key["labels"] = records.fingerprint([train[name][:] for name in labels])
+
+        def make(folder: Path, checkpoints: Path) -> None:
+            rows = self.add_logprobs(train, statistic_of(settings)) if weighted else train
+            options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
+            trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
+            model = unsharded_model(trainer, settings, folder)
+            if model is not None:
+                RewardModel(model, self.tokenizer).save_pretrained(folder)
+
+        return self.artefacts.get("reward_model", key, make, trains=True, together=True)
+
+    def _training_pairs(self, method: str, settings: RewardModelSettings) -> Dataset:
+        """The tokenised training pairs that a method learns from, with the columns that it reads."""
+        train = self.tokenized["train"]
+        if settings.loss == "bradley_terry" and LABEL_KEYS[0] in train.column_names:
+            labels = zip(*(train[name][:] for name in LABEL_KEYS), strict=True)
+            train = train.select([row for row, (chosen, rejected) in enumerate(labels) if chosen > rejected])
+        if settings.margin and "margin" not in train.column_names:
+            raise ValueError(
+                f"{method} subtracts the difference of ratings, and not all pairs of {self.profile.data.preferences!r} "
+                "have ratings; take data that have, or another method"
+            )
+        if "margin" in train.column_names and not settings.margin:
+            train = train.remove_columns("margin")  # TRL subtracts a margin column whenever it sees one
+        return train
 
     def write_record(self, noun: str, metrics: dict) -> Path:
         """Write `results/<profile>/<noun>.json`, or `<noun>-<file>.json` for data that are not the profile's own.

@@ -1,15 +1,83 @@
-"""Training a policy on preference pairs by DPO."""
+"""DPO: preference pairs from a policy's samples, the training, and the reward that the trained policy implies."""
 
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import regex
+import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from icrm_lib.language_model.causal import lora_config
+from icrm_lib import runtime
+from icrm_lib.generator import model_scorer
+from icrm_lib.language_model.causal import load_causal_lm, lora_config
 from icrm_lib.language_model.checkpoints import LogFile
-from icrm_lib.policy.arguments import starting_policy, trainer_arguments
 from icrm_lib.profiles import RewardModelSettings
+from icrm_lib.tokenization import Conversation
+
+
+def normalised(text: str) -> str:
+    """Return a text without what does not make two prompts different: case, white space, punctuation, Unicode form."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(regex.sub(r"[^\w\s]+", " ", folded).split())
+
+
+def pairs_from_samples(
+    samples: pd.DataFrame,
+    scores: Sequence[float],
+    prompts: Sequence[Conversation],
+    *,
+    held_out: Sequence[Conversation] = (),
+) -> tuple[Dataset, dict[str, int]]:
+    """Make preference pairs from sampled responses: the highest-scoring one of a prompt against the lowest.
+
+    Args:
+        samples: of `sampling.sample`: one row a response, `prompt` (index) and `response`.
+        scores: of a reward model or a judge, one a row of `samples`.
+        prompts: conversations that the samples answer.
+        held_out: prompts of the test set; a prompt whose normalised text occurs among them gives no pair.
+
+    A response that was cut before its end (`finished` False, where `samples` say so) is not used: training would teach
+    a closing token that nobody wrote.
+
+    Returns:
+        rows `prompt` (conversation), `chosen`, `rejected` (text), and what was left out: `held_out`, `tied` (all scores
+        equal, as with a constant reward), `identical` (best and worst have one text) and `unfinished` responses.
+
+    Raises:
+        ValueError: another number of scores than of samples, or one that is not finite.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if len(scores) != len(samples) or not np.isfinite(scores).all():
+        raise ValueError(
+            f"need {len(samples)} finite scores, one a sample: got {len(scores)}, {np.isfinite(scores).sum()} finite"
+        )
+    banned = {_text(prompt) for prompt in held_out}
+    rows, left_out = [], {"held_out": 0, "tied": 0, "identical": 0, "unfinished": 0}
+    samples = samples.assign(score=scores)
+    if "finished" in samples:
+        left_out["unfinished"] = int((~samples["finished"]).sum())
+        samples = samples[samples["finished"]]
+    for index, group in samples.groupby("prompt", sort=False):
+        best, worst = group.loc[group["score"].idxmax()], group.loc[group["score"].idxmin()]
+        if _text(prompts[index]) in banned:
+            left_out["held_out"] += 1
+        elif best["score"] == worst["score"]:
+            left_out["tied"] += 1
+        elif best["response"].strip() == worst["response"].strip():
+            left_out["identical"] += 1
+        else:
+            rows.append({"prompt": prompts[index], "chosen": best["response"], "rejected": worst["response"]})
+    return Dataset.from_list(rows), left_out
+
+
+def _text(prompt: Conversation) -> str:
+    return normalised(" ".join(message["content"] for message in prompt))
 
 
 def train_dpo(
@@ -67,3 +135,57 @@ def _conversations(pairs: Dataset) -> Dataset:
 
     rows = [{"prompt": row["prompt"], **turn(row)} for row in pairs.select_columns(["prompt", "chosen", "rejected"])]
     return Dataset.from_list(rows)
+
+
+def trainer_arguments(settings: RewardModelSettings, folder: Path, seed: int) -> dict[str, Any]:
+    """Return the arguments of TRL's trainers that do not depend on the objective; the folder is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    on_gpu = runtime.device() == "cuda"
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "save_strategy": "no",
+        "logging_steps": 5,
+        "report_to": "none",
+        "disable_tqdm": not runtime.watched(),
+        "seed": seed,
+    }
+
+
+def starting_policy(base_model: str | Path) -> PreTrainedModel:
+    return load_causal_lm(base_model, dtype=torch.bfloat16 if runtime.device() == "cuda" else torch.float32)
+
+
+def implicit_rewards(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    *,
+    beta: float,
+    pad_token_id: int,
+) -> list[np.ndarray]:
+    """Reward of every prefix that a DPO policy implies: beta times the log-ratio of policy and reference, summed.
+
+    The log-ratio of one token is its advantage (arXiv 2404.12358), so the sum up to a token stands for the prefix.
+
+    Args:
+        policy: trained by `train_dpo`.
+        reference: what it started from.
+        rows: token ids.
+        starts: index of the first response token in each row.
+        beta: as in training.
+        pad_token_id: padding id.
+
+    Returns:
+        per row float32, shape (len(row) - start,): the reward after each response token.
+    """
+    asked = list(zip(rows, starts, strict=True))
+    sides = [model_scorer(model.eval(), pad_token_id)(asked) for model in (policy, reference)]
+    return [np.cumsum(beta * (ours - theirs), dtype=np.float32) for ours, theirs in zip(*sides, strict=True)]

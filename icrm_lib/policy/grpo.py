@@ -9,7 +9,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from icrm_lib.language_model.causal import lora_config
 from icrm_lib.language_model.checkpoints import LogFile
-from icrm_lib.policy.arguments import starting_policy, trainer_arguments
+from icrm_lib.policy.dpo import starting_policy, trainer_arguments
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.tokenization import Conversation
 

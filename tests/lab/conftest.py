@@ -8,15 +8,15 @@ import pytest
 from tiny import micro
 
 from icrm_lib import runtime
-from icrm_lib.lab import base_model, generator, trained
+from icrm_lib.lab import models, workspace
 from icrm_lib.lab.workspace import Workspace
 
 # The function behind each artefact that a model makes, and the module that calls it.
 MAKERS = {
-    "base_model": (base_model, "train_language_model"),
-    "generator": (generator, "fit_generator"),
-    "logprobs": (generator, "model_scorer"),
-    "reward_model": (trained, "train_reward_model"),
+    "base_model": (models, "train_language_model"),
+    "generator": (models, "fit_generator"),
+    "logprobs": (models, "model_scorer"),
+    "reward_model": (workspace, "train_reward_model"),
 }
 
 

@@ -6,15 +6,13 @@ from tiny import micro_grid
 
 from icrm_lib import records
 from icrm_lib.lab import picks, policies
-from icrm_lib.lab.cell import train
+from icrm_lib.lab.cell import cell_config, is_finished, train
 from icrm_lib.lab.cells import TRUTH, WEIGHTS, Cell
-from icrm_lib.lab.evidence import measure_tokens
 from icrm_lib.lab.grid import run_grid
 from icrm_lib.lab.inputs import settings_of
 from icrm_lib.lab.picks import Pool
 from icrm_lib.lab.policies import KINDS
-from icrm_lib.lab.record import cell_config, is_finished
-from icrm_lib.lab.test_sets import SHIFTS
+from icrm_lib.lab.test_sets import SHIFTS, measure_tokens
 from icrm_lib.lab.test_sets import test_set as shifted_pairs
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversations

@@ -15,11 +15,10 @@ from tiny import micro_grid
 import icrm_lib
 from icrm_lib import records
 from icrm_lib.lab import grid
+from icrm_lib.lab.cell import cell_config, cells_folder, is_finished
 from icrm_lib.lab.cells import Cell
-from icrm_lib.lab.grid import run_grid
-from icrm_lib.lab.record import cell_config, cells_folder, is_finished
+from icrm_lib.lab.grid import run_grid, tune
 from icrm_lib.lab.test_sets import VALIDATION
-from icrm_lib.lab.tuning import tune
 
 MICRO = micro_grid()
 pytestmark = pytest.mark.usefixtures("own_root")

@@ -72,7 +72,7 @@ def test_the_second_run_waits_and_says_so(tmp_path, caplog):
 ORPHANS = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from icrm_lib.lab.workers import start_worker
+from icrm_lib.lab.grid import start_worker
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=start_worker) as pool:

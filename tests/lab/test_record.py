@@ -5,12 +5,10 @@ import json
 from tiny import micro_grid
 
 from icrm_lib.lab import grid
+from icrm_lib.lab.cell import PURPOSES, cell_config, cells_folder, is_finished
 from icrm_lib.lab.cells import Cell, purpose_of, studies
-from icrm_lib.lab.grid import run_grid
+from icrm_lib.lab.grid import run_grid, tune
 from icrm_lib.lab.inputs import settings_of
-from icrm_lib.lab.purposes import PURPOSES
-from icrm_lib.lab.record import cell_config, cells_folder, is_finished
-from icrm_lib.lab.tuning import tune
 from icrm_lib.profiles import load_profile
 
 MICRO = micro_grid()

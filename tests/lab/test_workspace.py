@@ -10,7 +10,7 @@ from tiny import micro
 from transformers import AutoModelForSequenceClassification
 
 from icrm_lib import runtime
-from icrm_lib.lab import trained
+from icrm_lib.lab import workspace
 from icrm_lib.lab.data import SPLITS
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.preferences import tokenize_pairs
@@ -35,13 +35,13 @@ def test_ratings_count_where_they_are_subtracted_and_nowhere_else(own, own_file,
         "changed": text.replace('"rejected_rating": 2', '"rejected_rating": 1'),
         "unrated": text.replace("chosen_rating", "note").replace("rejected_rating", "remark"),
     }
-    train_reward_model, given = trained.train_reward_model, []
+    train_reward_model, given = workspace.train_reward_model, []
 
     def note(base_model, tokenizer, rows, *args, **kwargs):
         given.append("margin" in rows.column_names)
         return train_reward_model(base_model, tokenizer, rows, *args, **kwargs)
 
-    monkeypatch.setattr(trained, "train_reward_model", note)
+    monkeypatch.setattr(workspace, "train_reward_model", note)
     spaces = {}
     for name, content in texts.items():
         (tmp_path / f"{name}.jsonl").write_text(content, encoding="utf-8")
@@ -84,8 +84,8 @@ def test_a_profile_is_loaded_by_name_and_lies_under_its_own_name():
 
 def test_a_reward_model_with_an_mlp_head_is_read_as_it_was_trained(copied, monkeypatch):
     ws = Workspace(micro(reward_model={"mlp_size": 8}), folder=copied)
-    train, kept = trained.train_reward_model, []
-    monkeypatch.setattr(trained, "train_reward_model", lambda *a, **k: kept.append(train(*a, **k)) or kept[0])
+    train, kept = workspace.train_reward_model, []
+    monkeypatch.setattr(workspace, "train_reward_model", lambda *a, **k: kept.append(train(*a, **k)) or kept[0])
     talks = conversations(ws.pairs["test"], "chosen")
     scores = ws.reward_model("grm_sft_mlp").score(talks)
     want = RewardModel(kept[0].model, ws.tokenizer).score(talks)

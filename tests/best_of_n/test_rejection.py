@@ -1,4 +1,4 @@
-"""Early rejection while sampling, against the replay on what is sampled without it."""
+"""Early rejection: replayed on known candidates, and while sampling."""
 
 import copy
 from dataclasses import replace
@@ -8,11 +8,65 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from icrm_lib.best_of_n import Schedule, early_rejection, live_rejection, sample_with_early_rejection
+from icrm_lib.best_of_n import Schedule, early_rejection, rejection, sample_with_early_rejection
+from icrm_lib.best_of_n.rejection import choose_schedule, schedules, try_schedules
 from icrm_lib.language_model.samples import sample
 from icrm_lib.language_model.sampling import SamplingSettings, generation_config, prompt_ids
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.tokenization import tokenize_conversation
+
+REWARDS = [
+    np.array([0.0, 0.1, 0.9, 2.0]),  # best in the end, slow start
+    np.array([0.5, 0.6, 0.7]),
+    np.array([0.4, 0.2]),
+    np.array([0.3, 0.3, 0.3, 0.3, 0.3]),
+]
+
+
+def test_without_cuts_it_is_best_of_n():
+    assert early_rejection(REWARDS, Schedule(())) == (0, 14, 14)
+
+
+def test_the_candidates_behind_are_stopped_where_they_are():
+    # after 1 token: 0.5, 0.4, 0.3 go on, 0 is stopped after one token; after 2: 0.6 and 0.3 go on, 2 had ended
+    assert early_rejection(REWARDS, Schedule(((1, 3), (2, 2)))) == (1, 1 + 3 + 2 + 5, 14)
+    # all live after 3 tokens; an ended candidate counts with its last reward
+    assert early_rejection(REWARDS, Schedule(((3, 1),))) == (0, 4 + 3 + 2 + 3, 14)
+
+
+def test_a_schedule_that_keeps_everybody_changes_nothing_and_ties_keep_the_first():
+    assert early_rejection(REWARDS, Schedule(((2, 4),))).tokens == 14
+    assert early_rejection([np.array([1.0, 1.0])] * 3, Schedule(((1, 2),))) == (0, 5, 6)
+
+
+@pytest.mark.parametrize("cuts", [((2, 4), (2, 3)), ((1, 2), (3, 2)), ((0, 2),), ((1, 0),)])
+def test_schedules_that_make_no_sense_are_refused(cuts):
+    with pytest.raises(ValueError, match="tokens must rise from 1, keeps fall to 1"):
+        Schedule(cuts)
+
+
+def test_every_schedule_is_listed_once():
+    found = schedules((10, 20, 30), (8, 4), most_cuts=2)
+    assert len(found) == len(set(found)) == 3 * 2 + 3 * 1
+    assert Schedule(((10, 8), (30, 4))) in found
+
+
+def test_the_most_valuable_schedule_within_the_budget_is_chosen():
+    # Candidate 0 is worth most and starts slowly, 1 leads early; both have four tokens.
+    rewards = [[np.array([0.0, 0.6, 0.8, 2.0]), np.array([0.5, 0.5, 0.5, 0.5])]]
+    values = [np.array([1.0, 0.0])]
+    early, late = Schedule(((1, 1),)), Schedule(((2, 1),))
+    tried = try_schedules(rewards, values, [early, late])
+    assert choose_schedule(tried, 0.8) == (late, 1.0, 6 / 8)
+    assert choose_schedule(tried, 0.7) == (early, 0.0, 5 / 8)
+    with pytest.raises(ValueError, match="none of 2 schedules uses at most 50%"):
+        choose_schedule(tried, 0.5)
+
+
+@pytest.mark.parametrize("rewards", [[], [np.array([])], [np.array([1.0]), np.array([np.nan])]])
+def test_rewards_that_are_no_numbers_are_refused(rewards):
+    with pytest.raises(ValueError, match="finite rewards"):
+        early_rejection(rewards, Schedule(()))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +119,7 @@ def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenize
 def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, prompt, monkeypatch):
     # Up to the first cut candidates are drawn and differ; from there on they take the most probable token. Then each
     # must have written what an uncached model writes behind the same beginning.
-    real, calls, kept = live_rejection._continue, [], []
+    real, calls, kept = rejection._continue, [], []
 
     def sharper(policy, tokenizer, start, sequences, running, tokens, settings, cache):
         settings = replace(settings, temperature=1.0 if not calls else 1e-4)
@@ -74,7 +128,7 @@ def test_every_survivor_goes_on_with_its_own_cache(policy, judge, tokenizer, pro
         kept.append([list(ids) for ids in sequences])
         return found
 
-    monkeypatch.setattr(live_rejection, "_continue", sharper)
+    monkeypatch.setattr(rejection, "_continue", sharper)
     policy = copy.deepcopy(policy)
     for name, value in policy.named_parameters():  # let what stands far back matter: an untrained model forgets it
         value.data *= 30 if "v_proj" in name or "o_proj" in name else 1
