@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import transformers
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles
+from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles, saved_tensors, without_adapter
 
 
 @dataclass
@@ -33,7 +31,7 @@ def reward_head(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         ValueError: the architecture reads its reward otherwise than by a `score` layer on every position.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = without_adapter(model)
     head = dict(inner.named_children()).get("score")
     if head is None:
         raise ValueError(
@@ -104,12 +102,7 @@ def _fresh_mlp(path: str, size: int, **kwargs) -> PreTrainedModel:
 
 def _saved_head(path: str) -> dict[str, torch.Tensor]:
     """Return the head's tensors of a local directory, by their names inside the head."""
-    head = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if "score." in name]  # noqa: SIM118 (a safe_open handle is no mapping)
-            head |= {name.rpartition("score.")[2]: tensors.get_tensor(name) for name in names}
-    return head
+    return {name.rpartition("score.")[2]: value for name, value in saved_tensors(path, "score.").items()}
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,8 @@ from icrm_lib import runtime
 from icrm_lib.language_model.causal import NO_CODE
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
-from icrm_lib.reward_model.older_names import add_older_names
-from icrm_lib.reward_model.stream import RewardStream, closing_tokens
-from icrm_lib.reward_model.words import TokenReward, merge_words
-from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversation, tokenize_conversations
+from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
+from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversations
 
 
 class RewardModel:
@@ -53,11 +53,8 @@ class RewardModel:
             ValueError: a directory with pickled weights only, or no reward model.
         """
         path = str(path)
-        kwargs = {"dtype": dtype or "auto", "num_labels": 1}
-        if (Path(path) / "adapter_config.json").is_file():
-            model = load_adapter(path, **kwargs)
-        else:
-            model = load_classifier(path, **kwargs)
+        load = load_adapter if (Path(path) / "adapter_config.json").is_file() else load_classifier
+        model = load(path, dtype=dtype or "auto", num_labels=1)
         return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path, **NO_CODE))
 
     def score(
@@ -107,26 +104,32 @@ class RewardModel:
         Returns:
             float32 array of raw rewards. Shape: (N,).
         """
-        rows = list(rows)
-        shared = [0] * len(rows) if prompt_lengths is None else list(prompt_lengths)
+        shared = [0] * len(rows) if prompt_lengths is None else prompt_lengths
         last = [len(row) - 1 for row in rows]
-        rewards = self._scores(rows, last, batch_size=batch_size, shared=shared)
+        rewards = self.token_scores(rows, last, batch_size=batch_size, shared=shared)
         return np.array([values[0] for values in rewards], dtype=np.float32)
 
     def token_scores(
-        self, rows: Sequence[list[int]], starts: Sequence[int], *, batch_size: int | None = None
+        self,
+        rows: Sequence[list[int]],
+        starts: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        shared: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """Read the rewards at the tokens of each row from a position on, e.g. from `prompt_length`.
 
         Args:
             rows: token ids.
-            starts: first position asked for, one a row; what lies before it may be shared between rows.
+            starts: first position asked for, one a row.
             batch_size: see `score`.
+            shared: how many leading tokens of each row other rows may share; those before its start when None.
 
         Returns:
             per row a float32 array of raw rewards. Shape of each: (len(row) - start,).
         """
-        return self._scores(rows, starts, batch_size=batch_size, shared=None)
+        pad = self.tokenizer.pad_token_id
+        return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
 
     def score_prefixes(self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
         """Score responses that are still being written: the reward after the last token that each has so far.
@@ -139,13 +142,12 @@ class RewardModel:
         Returns:
             float32 array of raw rewards. Shape: (N,).
         """
-        rows, shared = [], []
-        for text, whole in zip(texts, finished, strict=True):
-            row = tokenize_conversation(self.tokenizer, [*prompt, {"role": "assistant", "content": text}], offsets=True)
-            ids = row.input_ids[: len(row.input_ids) - (0 if whole else closing_tokens(row.offsets, text))]
-            rows.append(ids)
-            shared.append(min(row.prompt_length, len(ids) - 1))
-        return self.score_tokens(rows, prompt_lengths=shared)
+        rows = [
+            tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
+            for text, whole in zip(texts, finished, strict=True)
+        ]
+        prompts = [min(row.prompt_length, len(row.input_ids) - 1) for row in rows]
+        return self.score_tokens([row.input_ids for row in rows], prompt_lengths=prompts)
 
     def token_rewards(
         self, conversation: Conversation, *, max_length: int | None = None, words: bool = False
@@ -178,10 +180,7 @@ class RewardModel:
         results = []
         for conversation, row, values in zip(conversations, rows, rewards, strict=True):
             response = conversation[-1]["content"]
-            tokens = [
-                TokenReward(response[start:end], start, end, reward)
-                for (start, end), reward in zip(row.offsets, values.tolist(), strict=True)
-            ]
+            tokens = at_offsets(response, row.offsets, values.tolist())
             results.append(merge_words(tokens, response) if words else tokens)
         return results
 
@@ -192,10 +191,6 @@ class RewardModel:
             prompt: the conversation so far, without the response.
         """
         return RewardStream(self.model, self.tokenizer, prompt)
-
-    def _scores(self, rows, starts, *, batch_size, shared) -> list[np.ndarray]:
-        pad = self.tokenizer.pad_token_id
-        return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
 
     def save_pretrained(self, path: str | Path, *, adapter_only: bool = False) -> None:
         """Save a plain one-label directory (safetensors, tokenizer, chat template) that other tools load as it is.
@@ -215,4 +210,33 @@ class RewardModel:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
-        add_older_names(Path(path))
+        _add_older_names(Path(path))
+
+
+def _add_older_names(folder: Path) -> None:
+    """Say the same once more in the words of transformers 4, which most evaluation tools still pin.
+
+    Version 4 does not know the tokenizer class of version 5, and would take its default for a rotary base that stands
+    under a name it does not read: other scores, without a word.
+    """
+    file = folder / "tokenizer_config.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    _write(file, tokenizer)
+    file = folder / "config.json"
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        rope = config.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            config["rope_theta"] = rope["rope_theta"]
+            if rope.get("rope_type", "default") != "default":
+                config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
+        config["torch_dtype"] = config.get("dtype", "float32")
+        _write(file, config)
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Run a reward model over many token sequences: little padding, shared prompts once."""
+"""Run a reward model over token sequences: little padding, shared prompts and growing prefixes once."""
 
 import copy
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,8 +68,8 @@ def _groups(rows: list[list[int]], shared: list[int]) -> list[tuple[list[int], l
 
 def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results) -> None:
     """Score rows with one common beginning: the beginning once, then the rest of each."""
-    first, cache = _encode(model, prefix)
-    skip = len(prefix)
+    cache, skip = DynamicCache(config=model.config), len(prefix)
+    first = forward(model, [prefix], pad_token_id, cache=cache)[0]
     # Each row of a batch holds a copy of the prompt's keys and values, so the prompt counts as its tokens, too.
     batches = list(batches_of(members, [len(row) for row in rows], tokens=TOKENS_PER_BATCH, rows=batch_size))
     for number, batch in enumerate(batches):
@@ -78,12 +79,6 @@ def _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size,
         for values, i in zip(rewards, batch, strict=True):
             tail = values[max(0, starts[i] - skip) : len(rows[i]) - skip]
             results[i] = np.concatenate([first[starts[i] :], tail])
-
-
-def _encode(model: PreTrainedModel, ids: list[int]) -> tuple[np.ndarray, Cache]:
-    cache = DynamicCache(config=model.config)
-    rewards = forward(model, [ids], 0, cache=cache)
-    return rewards[0], cache
 
 
 def forward(
@@ -99,3 +94,56 @@ def forward(
     with capture_head(model) as head:
         model(**batch, past_key_values=cache, use_cache=cache is not None)
     return head.rewards.float().cpu().numpy()
+
+
+class PrefixScorer:
+    """The reward of a growing sequence, each token computed once.
+
+    Args:
+        model: one-label sequence classification model, in evaluation mode.
+
+    Attributes:
+        ids: tokens so far.
+        rewards: reward after each of them, float32.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.ids: list[int] = []
+        self.rewards = np.empty(0, dtype=np.float32)
+        self._cache = DynamicCache(config=model.config)
+
+    @torch.inference_mode()
+    def update(self, ids: Sequence[int]) -> np.ndarray:
+        """Move on to another sequence; what it has in common with the present one is not computed again.
+
+        Args:
+            ids: the whole sequence, usually the present one and a few more tokens. (A tokenizer may cut the last word
+                anew when more of it is known, so the new sequence need not continue the old one.)
+
+        Returns:
+            the reward after each token. Shape: (len(ids),).
+
+        Raises:
+            ValueError: no token.
+        """
+        ids = list(ids)
+        if not ids:
+            raise ValueError("ids [] is empty: give at least one token")
+        common = len(os.path.commonprefix([ids, self.ids]))
+        if common < len(self.ids):
+            self._cut(common)
+        if common < len(ids):
+            fresh = forward(self.model, [ids[common:]], 0, cache=self._cache, seen=common)[0]
+            self.rewards = np.concatenate([self.rewards[:common], fresh])
+        self.ids = ids
+        return self.rewards
+
+    def _cut(self, length: int) -> None:
+        try:
+            self._cache.crop(length - len(self.ids))  # minus the number of tokens to forget
+        except RuntimeError:  # a sliding window has dropped what lies before it
+            self._cache = DynamicCache(config=self.model.config)
+            if length:
+                forward(self.model, [self.ids[:length]], 0, cache=self._cache)
+        self.rewards = self.rewards[:length]

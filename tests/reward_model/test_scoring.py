@@ -6,8 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from icrm_lib.reward_model import scoring
-from icrm_lib.reward_model.scoring import LEAST_SHARED, token_scores
-from icrm_lib.reward_model.stream import PrefixScorer
+from icrm_lib.reward_model.scoring import LEAST_SHARED, PrefixScorer, token_scores
 
 SIZES = {
     "vocab_size": 120,

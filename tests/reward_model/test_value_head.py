@@ -74,7 +74,9 @@ def test_a_head_beside_a_base_model(base_model, causal, tokenizer, linear, conve
     check(model, expected(causal, tokenizer, linear, conversations), conversations, tmp_path / "ours")
 
 
-def test_a_head_beside_an_adapter(base_model, tokenizer, linear, conversations, tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_head_beside_an_adapter(base_model, tokenizer, linear, conversations, tmp_path, named):
+    """The adapter's configuration names the base model, whose tokenizer it has where there is none beside it."""
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base_model), lora).eval()
     with torch.no_grad():
@@ -83,7 +85,7 @@ def test_a_head_beside_an_adapter(base_model, tokenizer, linear, conversations, 
                 value.normal_(std=0.2)
     adapted.save_pretrained(tmp_path)
     save_file(linear, tmp_path / "value_head.safetensors")
-    model = load_value_head(tmp_path, base_model=base_model)
+    model = load_value_head(tmp_path, base_model=base_model if named else None)
     want = expected(adapted, tokenizer, linear, conversations)
     plain = expected(AutoModelForCausalLM.from_pretrained(base_model), tokenizer, linear, conversations)
     assert np.abs(want - plain).max() > 0.1

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles
+from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles, saved_tensors
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.model import RewardModel
 
@@ -53,7 +52,7 @@ def load_value_head(
         ValueError: no value head, or only a pickled one; one of another shape; a head without a model.
     """
     folder = _folder(path, revision)
-    tensors = _tensors(folder)
+    tensors = {name: value for name, value in saved_tensors(folder).items() if "lora_" not in name}
     head = {name.rpartition(PREFIX)[2]: value for name, value in tensors.items() if PREFIX in name}
     if not head:
         raise ValueError(_why_no_head(folder))
@@ -61,9 +60,9 @@ def load_value_head(
     kwargs = {"num_labels": 1, "dtype": dtype or torch.float32}
     is_adapter = (folder / "adapter_config.json").is_file()
     if is_adapter or not body:
-        base = base_model or _named_base(folder)
-        refuse_pickles(base)
-        model = AutoModelForSequenceClassification.from_pretrained(str(base), **SAFE, **kwargs)
+        base_model = str(base_model or _named_base(folder))
+        refuse_pickles(base_model)
+        model = AutoModelForSequenceClassification.from_pretrained(base_model, **SAFE, **kwargs)
         if is_adapter:
             refuse_pickles(folder)
             adapter = PeftConfig.from_pretrained(str(folder))
@@ -77,9 +76,8 @@ def load_value_head(
         model.base_model.load_state_dict(decoder)
         model = model.to(kwargs["dtype"])
     _put_head(model, head)
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(folder if (folder / "tokenizer_config.json").is_file() else base_model), **NO_CODE
-    )
+    has_tokenizer = base_model is None or (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder if has_tokenizer else base_model), **NO_CODE)
     return RewardModel(model.to(device or runtime.device()), tokenizer)
 
 
@@ -89,14 +87,6 @@ def _folder(path: str | Path, revision: str | None) -> Path:
     if Path(path).is_absolute():
         raise FileNotFoundError(f"no directory {path}; give a directory or a hub id")
     return Path(snapshot_download(str(path), revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
-
-
-def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    return {name: value for name, value in tensors.items() if "lora_" not in name}
 
 
 def _why_no_head(folder: Path) -> str:
