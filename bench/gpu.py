@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
-from icrm_lib.plan.devices import measured_rates
-from icrm_lib.plan.models import model_config
+from icrm_lib.plan.machine import measured_rates, model_config
 
 SHAPES = {"gemma-2b": "google/gemma-2b-it", "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct"}
 KINDS = ("bt", "icrm", "icrm + sft")

@@ -21,7 +21,7 @@ from icrm_lib import runtime
 runtime.quiet()
 
 from icrm_lib.plan import describe, make_plan  # noqa: E402
-from icrm_lib.plan.devices import DEVICES  # noqa: E402
+from icrm_lib.plan.machine import DEVICES  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

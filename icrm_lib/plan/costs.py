@@ -142,7 +142,8 @@ def reward_model_cost(
     """
     model, rows = decoder(config), 2 * settings.batch_size
     score = model.width if settings.head == "linear" else (model.width + 2) * settings.mlp_size + 1
-    text_rows = _text_rows(settings)
+    # The text term reads all rows, or the chosen half.
+    text_rows = (1 if settings.text_form in ("grm_dpo_noref", "grm_dpo") else 0.5) if settings.sft_weight else 0
     frozen = model.weights + (0 if model.tied or not text_rows else model.head)  # an LM head is held for the text term
     if settings.frozen_backbone:
         peak = _held(frozen, score, settings, bf16) + _passing(model, rows * max_length, bf16)
@@ -221,13 +222,6 @@ def sampling_cost(config: PreTrainedConfig, *, rows: int, max_length: int, lengt
 
 def _bytes(bf16: bool) -> int:
     return 2 if bf16 else FLOAT
-
-
-def _text_rows(settings: RewardModelSettings) -> float:
-    """Return the share of rows that the text term reads: the chosen half, or all."""
-    if settings.sft_weight == 0:
-        return 0
-    return 1 if settings.text_form in ("grm_dpo_noref", "grm_dpo") else 0.5
 
 
 def _held(frozen: int, trained: int, settings: RewardModelSettings | GeneratorSettings, bf16: bool) -> float:

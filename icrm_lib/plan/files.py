@@ -1,19 +1,68 @@
-"""What a run downloads, and what of it is here already."""
+"""What a run starts from: how much there is to train on, what it downloads, and what is here already."""
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from huggingface_hub import CacheNotFound, HfApi, constants, scan_cache_dir
 
 from icrm_lib import runtime
-from icrm_lib.plan.models import MADE_HERE
-from icrm_lib.plan.stages import Stage
-from icrm_lib.preferences.paper import RECIPES
+from icrm_lib.plan.machine import MADE_HERE
+from icrm_lib.preferences import preference_rows, tokenize_pairs
+from icrm_lib.preferences.paper import PRM800K, RECIPES, SHARES, SKYWORK, UNIFIED_FEEDBACK
 from icrm_lib.profiles import Profile
+from icrm_lib.testbed import Language
+from icrm_lib.tokenization import prepare_tokenizer
+
+SAMPLED_PAIRS = 64  # of the testbed, to learn how long its pairs are
+# Rows with different ratings, pairs, and problems (Lightman et al. 2023), as published; all about.
+PUBLISHED = {UNIFIED_FEEDBACK.name: 848_000, SKYWORK.name: 77_000, PRM800K.name: 12_000}
 
 
-def needed_files(profile: Profile, stages: list[Stage]) -> list[dict[str, Any]]:
+def expected_data(profile: Profile) -> dict[str, Any]:
+    """Return how much there is to train on.
+
+    Returns:
+        `source`, as in `data: preferences` of the profile; `problems` to sample solutions for, 0 without; `pairs` to
+        train on; `tokens` of a pair, prompt counted twice; `pairs_are` and `tokens_are`, how well they are known.
+    """
+    data, problems, pairs = profile.data, 0, profile.data.train_pairs
+    tokens, tokens_are = data.expected_tokens, "as the profile expects"
+    pairs_are = "about" if data.preferences in RECIPES else "at most"
+    if data.preferences == "testbed":
+        pairs_are, tokens, tokens_are = "exactly", _testbed_tokens(profile), f"mean of {SAMPLED_PAIRS} pairs"
+    elif not tokens:
+        tokens, tokens_are = 2 * data.max_length, "at most; set data: expected_tokens"
+    if data.preferences == "prm800k":
+        problems = PUBLISHED[PRM800K.name]
+        pairs = round(problems * SHARES[0]) * (profile.samples.n // 2)
+    elif data.preferences in RECIPES:
+        pairs = PUBLISHED[UNIFIED_FEEDBACK.name] // data.stride
+        if SKYWORK in RECIPES[data.preferences]:
+            pairs += PUBLISHED[SKYWORK.name] * 9 // 10
+    return {
+        "source": data.preferences,
+        "problems": problems,
+        "pairs": min(pairs, data.train_pairs),
+        "tokens": tokens,
+        "pairs_are": pairs_are,
+        "tokens_are": tokens_are,
+    }
+
+
+def _testbed_tokens(profile: Profile) -> int:
+    language = Language(**asdict(profile.language))
+    rows = language.preference_pairs(SAMPLED_PAIRS, np.random.default_rng(0))
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    rows, _ = preference_rows(Dataset.from_list(rows))
+    pairs, _ = tokenize_pairs(rows, prepare_tokenizer(language.tokenizer), max_length=profile.data.max_length)
+    return round(sum(len(ids) for side in ("chosen_ids", "rejected_ids") for ids in pairs[side]) / len(pairs))
+
+
+def needed_files(profile: Profile, stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the models and data sets of a run.
 
     Returns:
@@ -22,7 +71,8 @@ def needed_files(profile: Profile, stages: list[Stage]) -> list[dict[str, Any]]:
     """
     published: dict[str, int] = {}
     for stage in stages:  # what is trained is made here, and a reward model leaves the LM head out
-        published[stage.model] = max(stage.parameters - stage.trainable, published.get(stage.model, 0))
+        weights = stage["parameters"] - stage["trainable"]
+        published[stage["model"]] = max(weights, published.get(stage["model"], 0))
     files = [hub_file(name, "model", 2 * count) for name, count in published.items() if name not in MADE_HERE]
     source = profile.data.preferences
     for origin in RECIPES.get(source, ()):

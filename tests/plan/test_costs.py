@@ -19,7 +19,7 @@ from icrm_lib import runtime
 from icrm_lib.generator import fit_generator
 from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.plan.costs import Cost, decoder, generator_fit_cost, generator_pass_cost, reward_model_cost, sampling_cost
-from icrm_lib.plan.models import ARCHITECTURES, model_config
+from icrm_lib.plan.machine import ARCHITECTURES, model_config
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 from icrm_lib.training.fit import lora_config, train_reward_model
 

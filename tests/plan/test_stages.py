@@ -7,9 +7,8 @@ from huggingface_hub import constants, scan_cache_dir
 from transformers import LlamaConfig
 
 from icrm_lib.plan import files
-from icrm_lib.plan.data import expected_data
-from icrm_lib.plan.devices import DEVICES
-from icrm_lib.plan.models import model_config
+from icrm_lib.plan.files import expected_data
+from icrm_lib.plan.machine import DEVICES, model_config
 from icrm_lib.plan.text import file_line
 from icrm_lib.profiles import Profile, load_profile
 
@@ -25,7 +24,7 @@ def test_hours_are_those_of_products_or_of_reads():
 
 
 def test_pairs_follow_the_stride():
-    pairs = [expected_data(load_profile(name)).pairs for name in ("gemma-2b-40k", "gemma-2b-400k")]
+    pairs = [expected_data(load_profile(name))["pairs"] for name in ("gemma-2b-40k", "gemma-2b-400k")]
     assert pairs == [42_400, 424_000]
 
 
@@ -33,8 +32,8 @@ def test_tokens_unknown_are_an_upper_bound():
     profile = load_profile("gemma-2b-40k")
     own = replace(profile, data=replace(profile.data, preferences="own.jsonl", expected_tokens=0, train_pairs=100))
     data = expected_data(own)
-    assert (data.pairs, data.tokens) == (100, 2048)
-    assert data.pairs_are == "at most" and data.tokens_are.startswith("at most")
+    assert (data["pairs"], data["tokens"]) == (100, 2048)
+    assert data["pairs_are"] == "at most" and data["tokens_are"].startswith("at most")
 
 
 def test_an_unknown_model_needs_its_configuration():
