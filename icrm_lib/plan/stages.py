@@ -63,8 +63,8 @@ def find_stages(profile: Profile, method: str, device: Device, data: dict[str, A
 
     Returns:
         of each its name, `stage`; `model`, what is run or trained; `parameters`, `trainable`, `rows`, `row_tokens`:
-        see `costs.Cost`; of the whole stage, every epoch counted, `tokens` and `flops`; `peak_gib` of the tensors in the
-        worst batch; `hours` on the device; `fits`, as `Device.fits` says.
+        see `costs.Cost`; of the whole stage, every epoch counted, `tokens` and `flops`; `peak_gib` of the tensors in
+        the worst batch; `hours` on the device; `fits`, as `Device.fits` says.
 
     Raises:
         ValueError: unknown method or model.
