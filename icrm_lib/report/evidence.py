@@ -2,60 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from icrm_lib.measures.statistics import ALPHA, Difference, Estimate, Side, crossed_mean, holm, paired_difference
-from icrm_lib.report.measured import ACCURACIES, MARGINS, MEASURES
+from icrm_lib.measures.statistics import ALPHA, holm
+from icrm_lib.report.cells import MARGINS, compare, estimate
 from icrm_lib.runtime import nearest
-
-
-def estimate(runs: dict[int, dict], measure: str) -> Estimate:
-    """Mean of a variant over its seeds, with a 95 % interval over seeds and prompts (the point itself for one seed).
-
-    Args:
-        runs: seed -> record.
-        measure: one of `MEASURES`.
-    """
-    bounds = (0.0, 1.0) if measure in ACCURACIES else (-np.inf, np.inf)
-    return crossed_mean(_counts(runs, sorted(runs), measure), bounds=bounds)
-
-
-def compare(first: dict[int, dict], second: dict[int, dict], measure: str) -> Difference:
-    """Compare two variants on the seeds that both have: the same training pairs, the same test pairs.
-
-    Args:
-        first, second: seed -> record.
-        measure: one of `MEASURES`.
-
-    Raises:
-        ValueError: fewer than two common seeds, or a value that is not finite.
-    """
-    seeds = sorted(first.keys() & second.keys())
-    if len(seeds) < 2:
-        raise ValueError(f"{len(seeds)} common seeds; a paired comparison needs at least 2: make evidence")
-    return paired_difference(*(_counts(runs, seeds, measure) for runs in (first, second)))
-
-
-def _field(record: dict, dotted: str) -> Any:
-    value = record["metrics"]
-    for key in dotted.split("."):
-        if key not in value:
-            raise ValueError(f"{dotted} is not in the record of {record['config']['cell']['method']}; leave it out")
-        value = value[key]
-    return np.nan if value is None else value
-
-
-def _counts(runs: dict[int, dict], seeds: Sequence[int], measure: str) -> Side:
-    """Numerators and denominators. Shape of both: (seeds, prompts), with one prompt for an undivided measure."""
-    if measure not in MEASURES:
-        raise ValueError(f"unknown measure {measure!r}; choose one of {', '.join(MEASURES)}")
-    parts = [np.array([np.atleast_1d(_field(runs[s], name)) for s in seeds], dtype=float) for name in MEASURES[measure]]
-    if bad := [seed for seed, row in zip(seeds, parts[0], strict=True) if not np.isfinite(row).all()]:
-        raise ValueError(f"{measure} is not finite in the cells of seeds {bad}; leave the measure out, or the variant")
-    return parts[0], parts[1] if len(parts) == 2 else np.ones_like(parts[0])
 
 
 @dataclass(frozen=True)

@@ -20,20 +20,19 @@ leading zero are those that stand there. `* 100` behind a measure writes points 
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from icrm_lib import records, runtime
-from icrm_lib.report.cells import load_cells
-from icrm_lib.report.evidence import compare, contrasts_table, estimate
+from icrm_lib.report.cells import compare, estimate, load_cells
+from icrm_lib.report.evidence import contrasts_table
 
 _NUMBER = r"[+−-]?\d*\.?\d+"
 MARKED = re.compile(rf"(?P<text>{_NUMBER}(?: \[{_NUMBER}, {_NUMBER}\])?)(?P<comment> ?%?<!-- = (?P<what>[^>]+?) -->)")
 _MEASURED = re.compile(r"(?<![\w.])[+−-]?\d*\.\d+(?![\w.]*\.\w)")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_NO_PROSE = re.compile(r"<!--.*?-->|```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)", re.DOTALL)
+_cells = cache(load_cells)
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,7 @@ def fill(text: str, profile: str = "lab") -> tuple[str, list[Wrong]]:
 
 def unmarked(text: str) -> list[str]:
     """Return the numbers with decimals that no comment names, code and links left out."""
-    bare = MARKED.sub("", text)
-    bare = _COMMENT.sub("", bare)
-    bare = re.sub(r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)", "", bare, flags=re.DOTALL)
-    return _MEASURED.findall(bare)
+    return _MEASURED.findall(_NO_PROSE.sub("", MARKED.sub("", text)))
 
 
 @cache
@@ -91,50 +87,42 @@ def values(what: str, profile: str) -> tuple[float, ...]:
     Raises:
         ValueError: see `fill`.
     """
-    what, _, factor = (part.strip() for part in what.partition("*"))
-    source, _, rest = what.rpartition(":")
-    if what.split()[0] == "verdict":
-        found: tuple[float, ...] = (_verdicts(profile, what.removeprefix("verdict").strip()),)
+    named, _, factor = (part.strip() for part in what.replace("\\|", "|").partition("*"))
+    source, _, named = (part.strip() for part in named.rpartition(":"))
+    subject, _, measure = (part.strip() for part in named.partition("|"))
+    if subject.split()[0] == "verdict":
+        verdicts, verdict = _verdicts(profile), subject.removeprefix("verdict").strip()
+        found: tuple[float, ...] = (verdicts.count(verdict) if verdict else len(verdicts),)
     elif source == "bench":
-        found = _bench(rest.strip())
+        found = _bench(subject, measure)
     else:
-        found = _evidence(rest.strip(), source.strip() or "evidence", profile)
+        found = _evidence(source or "evidence", subject, measure, profile)
     return tuple(value * float(factor or 1) for value in found)
 
 
-def _verdicts(profile: str, verdict: str) -> int:
-    counted = _contrasts(profile)["verdict"]
-    return int(counted.eq(verdict).sum()) if verdict else len(counted)
-
-
 @cache
-def _contrasts(profile: str) -> Any:
-    return contrasts_table(_cells(profile, "evidence"))
+def _verdicts(profile: str) -> list[str]:
+    return contrasts_table(_cells(profile, purpose="evidence"))["verdict"].tolist()
 
 
-@cache
-def _cells(profile: str, study: str) -> dict:
-    return load_cells(profile, purpose=study)
-
-
-def _evidence(what: str, study: str, profile: str) -> tuple[float, ...]:
-    variants, _, measure = (part.strip() for part in what.replace("\\|", "|").partition("|"))
-    cells = _cells(profile, study)
+def _evidence(study: str, variants: str, measure: str, profile: str) -> tuple[float, ...]:
+    cells = _cells(profile, purpose=study)
     first, sign, second = re.fullmatch(r"(.+?)(?: ([-&]) (.+))?", variants).groups()
     if missing := [name for name in (first, second) if name and name not in cells]:
-        raise ValueError(f"no records of {missing[0]!r} in {study}, which the comment `{what}` names")
+        comment = f"{variants} | {measure}"
+        raise ValueError(f"no records of {missing[0]!r} in {study}, which the comment `{comment}` names")
     if sign is None:
         return tuple(estimate(cells[first], measure))
     compared = compare(cells[first], cells[second], measure)
     return (compared.first,) if sign == "&" else tuple(compared.difference)
 
 
-def _bench(what: str) -> tuple[float, ...]:
-    script, _, keys = (part.strip() for part in what.replace("\\|", "|").partition("|"))
+def _bench(script: str, keys: str) -> tuple[float, ...]:
     value = records.read_json(runtime.project_root() / "results" / "bench" / f"{script}.json")["metrics"]
     for key in keys.split("."):
         if key not in value:
-            raise ValueError(f"{key!r} is not in the record of bench/{script}.py, which the comment `{what}` names")
+            comment = f"{script} | {keys}"
+            raise ValueError(f"{key!r} is not in the record of bench/{script}.py, which the comment `{comment}` names")
         value = value[key]
     return tuple(value) if isinstance(value, list) else (value,)
 
@@ -148,26 +136,17 @@ def shaped(like: str, numbers: tuple[float, ...]) -> str:
     patterns = re.findall(_NUMBER, like)
     if len(patterns) > len(numbers):
         raise ValueError(f"{like!r} has brackets, and there is no interval to write into them; take them out")
-    return re.sub(_NUMBER, _each(list(zip(patterns, numbers, strict=False))), like)
+    waiting = iter(numbers)
+    return re.sub(_NUMBER, lambda match: _in_shape(match[0], next(waiting)), like)
 
 
-def _each(pairs: list[tuple[str, float]]) -> Callable[[re.Match], str]:
-    waiting = iter(pairs)
-
-    def written(_: re.Match) -> str:
-        like, number = next(waiting)
-        decimals = len(like.partition(".")[2])
-        text = f"{abs(number):.{decimals}f}"
-        if like.lstrip("+−-").startswith("."):
-            text = text.removeprefix("0")
-        is_zero = not text.strip("0.")
-        sign = "−" if number < 0 and not is_zero else "+" if like.startswith("+") else ""
-        return sign + text
-
-    return written
-
-
-# Where prose stands ---------------------------------------------------------------------------------------------------
+def _in_shape(like: str, number: float) -> str:
+    text = f"{abs(number):.{len(like.partition('.')[2])}f}"
+    if like.lstrip("+−-").startswith("."):
+        text = text.removeprefix("0")
+    is_zero = not text.strip("0.")
+    sign = "−" if number < 0 and not is_zero else "+" if like.startswith("+") else ""
+    return sign + text
 
 
 def pages(root: Path) -> list[Path]:

@@ -7,8 +7,8 @@ from scipy.stats import ttest_1samp
 from icrm_lib import records
 from icrm_lib.lab.cells import studies
 from icrm_lib.report import compare, contrasts_table, estimate, holm, load_cells, summary_table
+from icrm_lib.report.cells import MARGINS, MEASURES
 from icrm_lib.report.evidence import CONTRASTS, Contrast
-from icrm_lib.report.measured import MARGINS, MEASURES
 
 PROMPTS = 12
 

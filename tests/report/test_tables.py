@@ -9,9 +9,8 @@ import pytest
 
 from icrm_lib import runtime
 from icrm_lib.report import load_cells
-from icrm_lib.report.layout import to_latex, to_markdown, wide, write
-from icrm_lib.report.measured import MEASURES
-from icrm_lib.report.tables import TABLES, Table, best_variants, build
+from icrm_lib.report.cells import MEASURES
+from icrm_lib.report.tables import TABLES, Table, best_variants, build, to_latex, to_markdown, wide, write
 
 TWO = Table(
     "two",

@@ -7,7 +7,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from icrm_lib.heatmaps import Row, token_heatmap_html
-from icrm_lib.report import layout, tables
+from icrm_lib.report import tables
 from icrm_lib.reward_model import TokenReward
 
 MARKUP = (
@@ -48,9 +48,9 @@ def test_text_in_a_heatmap_stays_text(text):
 def test_text_in_a_table_stays_text(text):
     rows = [{"method": m, "measure": text, "mean": 0.5, "low": 0.4, "high": 0.6, "best": True} for m in (text, "plain")]
     frame, table = pd.DataFrame(rows).assign(seeds=2), tables.Table("t", text, text, {}, {})
-    page = Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(layout.to_markdown(table, frame)))
+    page = Page(MarkdownIt("commonmark", {"html": True}).enable("table").render(tables.to_markdown(table, frame)))
     structure = {"h2", "p", "table", "thead", "tbody", "tr", "th", "td", "strong"}
     assert page.elements <= structure and page.text.count(text) == 4 and page.attributes == set()
-    latex = layout.to_latex(table, frame)
-    assert latex.count(layout._latex(text)) == 3 and "<script" not in latex
+    latex = tables.to_latex(table, frame)
+    assert latex.count(tables._latex(text)) == 3 and "<script" not in latex
     assert "<script" not in pd.DataFrame({text: [text]})._repr_html_()  # how a notebook shows a frame

@@ -16,7 +16,7 @@ from icrm_lib import records, runtime
 from icrm_lib.cli import run
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.workspace import Workspace
-from icrm_lib.report import layout, load_cells, tables
+from icrm_lib.report import load_cells, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 MINE = micro("mine", data={"preferences": "own.jsonl"}, generator={"kind": "base"})
@@ -43,8 +43,8 @@ def test_a_name_leads_to_no_other_folder(project, name):
     for write in (
         lambda: records.write_record("noun", name, {}, {}),
         lambda: Workspace(replace(MINE, name=name), base_model="scratch"),
-        lambda: layout.write(tables.Table(name, "t", "p", {}, {}), frame, project / "figures"),
-        lambda: layout.tables_folder(name),
+        lambda: tables.write(tables.Table(name, "t", "p", {}, {}), frame, project / "figures"),
+        lambda: tables.tables_folder(name),
         lambda: load_cells(name),
         lambda: load_cells("lab", purpose=name),
     ):
