@@ -6,7 +6,7 @@ print(rewardbench2(score_items(items, model.score)))
 """
 
 from icrm_lib.benchmarks.reward_bench import REWARDBENCH_WEIGHTS, load_prior_sets, load_rewardbench, rewardbench
-from icrm_lib.benchmarks.reward_bench_2 import load_rewardbench2, rewardbench2, ties_score
+from icrm_lib.benchmarks.reward_bench_2 import load_rewardbench2, rewardbench2
 from icrm_lib.benchmarks.rm_bench import load_rmbench, rmbench
 from icrm_lib.benchmarks.scores import score_items
 
@@ -20,5 +20,4 @@ __all__ = [
     "rewardbench2",
     "rmbench",
     "score_items",
-    "ties_score",
 ]

@@ -5,47 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from icrm_lib.benchmarks.row import Row
 from icrm_lib.benchmarks.scores import all_scores, flagged, missing_names, numbered
-from icrm_lib.benchmarks.source import Benchmark, BenchmarkItems, load
+from icrm_lib.benchmarks.source import Benchmark, BenchmarkItems, Row, load
 
-# Revision: a commit of the main branch, later than the last change of data that is known. Sources: the page
-# huggingface.co/datasets/<hub>/commits/main, and public code that pins the same commit and checksum.
-REWARDBENCH = Benchmark(
-    loader="load_rewardbench",
-    hub="allenai/reward-bench",
-    revision="168d848cdbbea9764fae4a544dc9ca1e6cca4931",
-    files=("filtered",),  # split "raw" is the set before its manual check and no benchmark
-    rows={
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 154,
-        "xstest-should-respond": 250,
-        "donotanswer": 136,
-        "math-prm": 447,
-    }
-    | {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
-    sha256={"filtered-00000-of-00001.parquet": "65473c20ed0627e02503557ae102c25c6b0e66b5ed69ee327e224bb95e70ca29"},
-)
-PRIOR = Benchmark(
-    loader="load_prior_sets",
-    hub="allenai/preference-test-sets",
-    revision="0d1fa41424b53512142c01579802f6a5143aebfb",
-    files=("anthropic_helpful", "anthropic_hhh", "shp", "summarize"),
-    rows={"anthropic_helpful": 6192, "anthropic_hhh": 221, "shp": 1741, "summarize": 9000},
-    sha256={},
-)
 # Section -> subset -> weight. The weights are the official ones, not the rows of the data: math-prm has 447 rows and
 # counts 984, as much as the six languages together. Until September 2024 the two xstest weights were swapped.
 REWARDBENCH_WEIGHTS = {
@@ -74,14 +36,24 @@ REWARDBENCH_WEIGHTS = {
     "Reasoning": {"math-prm": 984}
     | {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
 }
-PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-LEADERBOARD_WEIGHTS = (
-    2,
-    2,
-    2,
-    2,
-    1,
-)  # the four sections, then the prior sets
+REWARDBENCH = Benchmark(
+    loader="load_rewardbench",
+    hub="allenai/reward-bench",
+    revision="168d848cdbbea9764fae4a544dc9ca1e6cca4931",
+    files=("filtered",),  # split "raw" is the set before its manual check and no benchmark
+    rows={subset: n for weights in REWARDBENCH_WEIGHTS.values() for subset, n in weights.items()} | {"math-prm": 447},
+    sha256={"filtered-00000-of-00001.parquet": "65473c20ed0627e02503557ae102c25c6b0e66b5ed69ee327e224bb95e70ca29"},
+)
+PRIOR = Benchmark(
+    loader="load_prior_sets",
+    hub="allenai/preference-test-sets",
+    revision="0d1fa41424b53512142c01579802f6a5143aebfb",
+    files=("anthropic_helpful", "anthropic_hhh", "shp", "summarize"),
+    rows={"anthropic_helpful": 6192, "anthropic_hhh": 221, "shp": 1741, "summarize": 9000},
+    sha256={},
+)
+PRIOR_SETS = tuple(PRIOR.rows)
+LEADERBOARD_WEIGHTS = (2, 2, 2, 2, 1)  # the four sections, then the prior sets
 
 
 def load_rewardbench(source: str | Path | None = None, *, revision: str | None = None) -> BenchmarkItems:
@@ -149,7 +121,7 @@ def rewardbench(frame: pd.DataFrame, *, partial: bool = False) -> dict[str, floa
     Raises:
         ValueError: a missing column or subset, an unknown subset, a score that is not finite, or no complete section.
     """
-    subsets = [subset for weights in REWARDBENCH_WEIGHTS.values() for subset in weights]
+    subsets = list(REWARDBENCH.rows)
     frame = numbered(frame, "subset", ["chosen", "rejected"])
     wanted = [*subsets, *PRIOR_SETS] if frame["subset"].isin(PRIOR_SETS).any() else subsets
     missing = missing_names(frame["subset"], wanted, [*subsets, *PRIOR_SETS], partial)
@@ -167,7 +139,6 @@ def rewardbench(frame: pd.DataFrame, *, partial: bool = False) -> dict[str, floa
     if len(wanted) > len(subsets) and not missing & set(PRIOR_SETS):
         result["Prior Sets"] = float(accuracy[list(PRIOR_SETS)].mean())
         if whole:
-            result["leaderboard"] = float(
-                np.average([*sections.values(), result["Prior Sets"]], weights=LEADERBOARD_WEIGHTS)
-            )
+            every = [*sections.values(), result["Prior Sets"]]
+            result["leaderboard"] = float(np.average(every, weights=LEADERBOARD_WEIGHTS))
     return flagged(result, missing)

@@ -6,12 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from icrm_lib.benchmarks.row import DAMAGED, Row
 from icrm_lib.benchmarks.scores import all_scores, flagged, missing_names, numbered
-from icrm_lib.benchmarks.source import Benchmark, BenchmarkItems, load
+from icrm_lib.benchmarks.source import DAMAGED, Benchmark, BenchmarkItems, Row, load
 
-# Revision: a commit of the main branch, later than the last change of data that is known. Sources: the page
-# huggingface.co/datasets/<hub>/commits/main, and public code that pins the same commit and checksum.
 REWARDBENCH2 = Benchmark(
     loader="load_rewardbench2",
     hub="allenai/reward-bench-2",
@@ -20,7 +17,7 @@ REWARDBENCH2 = Benchmark(
     rows={"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102},
     sha256={"test-00000-of-00001.parquet": "c8ec60efbd75d2f9dcba4121e6101f7a6015abc38a34e034ae2c7ae886265958"},
 )
-REWARDBENCH2_DOMAINS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+REWARDBENCH2_DOMAINS = tuple(REWARDBENCH2.rows)
 
 
 def load_rewardbench2(source: str | Path | None = None, *, revision: str | None = None) -> BenchmarkItems:

@@ -5,12 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from icrm_lib.benchmarks.row import Row
 from icrm_lib.benchmarks.scores import all_scores, flagged, missing_names, numbered
-from icrm_lib.benchmarks.source import Benchmark, BenchmarkItems, load
+from icrm_lib.benchmarks.source import Benchmark, BenchmarkItems, Row, load
 
-# Revision: a commit of the main branch, later than the last change of data that is known. Sources: the page
-# huggingface.co/datasets/<hub>/commits/main, and public code that pins the same commit and checksum.
 RMBENCH = Benchmark(
     loader="load_rmbench",
     hub="THU-KEG/RM-Bench",
@@ -71,7 +68,7 @@ def rmbench(frame: pd.DataFrame, *, partial: bool = False) -> dict[str, dict[str
     Raises:
         ValueError: a missing column or domain, an unknown domain, a score that is not finite, or not three scores.
     """
-    names = [name for parts in RMBENCH_DOMAINS.values() for name in parts]
+    names = list(RMBENCH.rows)
     frame = numbered(frame, "domain", ["chosen", "rejected"])
     missing = missing_names(frame["domain"], names, names, partial)
     chosen = all_scores(frame, "chosen", "domain", each=3).to_numpy().reshape(-1, 3, 1)

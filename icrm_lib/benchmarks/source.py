@@ -1,17 +1,22 @@
-"""Where a benchmark's files come from: the hub at a pinned commit, a folder or a file; and what differs in them."""
+"""A benchmark's files: where they come from, what differs in them, what their rows must hold."""
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import huggingface_hub
 import pandas as pd
 
-from icrm_lib.benchmarks.row import Row, dict_rows
+from icrm_lib.rows import BadRow, file_rows
+from icrm_lib.runtime import nearest
+from icrm_lib.tokenization import Conversation
 
+DAMAGED = "the file is damaged or another data set; take the official one"
+_TYPES = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "nothing"}
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
@@ -22,7 +27,9 @@ class Benchmark:
     Attributes:
         loader: the function of `benchmarks` that reads it.
         hub: id of the data set on the hub.
-        revision: commit of `hub` that is read unless another is asked for.
+        revision: commit of `hub` that is read unless another is asked for: one of the main branch, later than the last
+            change of data that is known, from the page huggingface.co/datasets/<hub>/commits/main and from public code
+            that pins the same commit and checksum.
         files: names of the data files, without shard number and suffix.
         rows: name of each part -> number of its rows.
         sha256: name of a data file -> SHA-256 of its bytes at `revision`, where it is known.
@@ -73,21 +80,89 @@ class BenchmarkItems:
         return "\n".join([head, *(f"  note: {note}" for note in self.notes)])
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of a data file; what is wrong with it is raised as ValueError with its place."""
+
+    values: dict[str, Any]
+    place: str  # file:row
+    file: str  # name of the file without shard number and suffix
+
+    def fail(self, reason: str, remedy: str) -> NoReturn:
+        raise ValueError(f"{self.place}: {reason}; {remedy}")
+
+    def get(self, key: str) -> Any:
+        if key not in self.values:
+            self.fail(f"no {key!r}", f"rename or add it (columns here: {', '.join(self.values) or 'none'})")
+        return self.values[key]
+
+    def name(self, key: str, parts: Collection[str]) -> str:
+        """Return the part of the benchmark that the row belongs to."""
+        name = self.text(key)
+        if name not in parts:
+            self.fail(f"unknown {key} {name!r}", nearest(name, list(parts)))
+        return name
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str):
+            self.fail(f"{key!r} is {_type_of(value)}, not a text", DAMAGED)
+        return value
+
+    def texts(self, key: str, count: int | None = None) -> list[str]:
+        values = self.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            found = _type_of(values) if not isinstance(values, list) else "a list with something else in it"
+            self.fail(f"{key!r} is {found}, not a list of texts", DAMAGED)
+        if count is not None and len(values) != count:
+            self.fail(f"{key!r} holds {len(values)} responses, not {count}", DAMAGED)
+        return values
+
+    def prompt(self) -> Conversation:
+        """Return the prompt as a conversation that ends with the user's turn."""
+        value = self.get("prompt")
+        if isinstance(value, str):
+            return [{"role": "user", "content": value}]
+        if not isinstance(value, list):
+            self.fail(f"'prompt' is {_type_of(value)}", "give a text or a list of messages")
+        for message in value:
+            parts = [message.get(part) for part in ("role", "content")] if isinstance(message, dict) else [None]
+            if not all(isinstance(part, str) for part in parts) or parts[0] not in ("system", "user", "assistant"):
+                self.fail(
+                    f"'prompt' holds the message {str(message)[:60]!r}",
+                    'give {"role": system, user or assistant, "content": text}',
+                )
+        if not value or value[-1]["role"] != "user":
+            last = f"ends with the {value[-1]['role']}'s turn" if value else "is empty"
+            self.fail(f"'prompt' {last}", "end with the user's turn; the responses follow it")
+        return [{"role": message["role"], "content": message["content"]} for message in value]
+
+    def conversations(self, responses: Sequence[str]) -> list[Conversation]:
+        prompt = self.prompt()
+        return [[*prompt, {"role": "assistant", "content": response}] for response in responses]
+
+    def pair(self) -> dict[str, Conversation]:
+        sides = ("chosen", "rejected")
+        return dict(zip(sides, self.conversations([self.text(side) for side in sides]), strict=True))
+
+
 def load(
     benchmark: Benchmark, source: str | Path | None, revision: str | None, read: Callable[[Row], dict]
 ) -> BenchmarkItems:
-    name, files, commit = find(benchmark, source, revision)
+    name, files, commit = _find(benchmark, source, revision)
     rows, sha256 = [], {}
     for path in files:
-        rows += [read(Row(values, f"{path.name}:{line}", _stem(path))) for line, values in dict_rows(path)]
+        rows += [read(Row(values, f"{path.name}:{line}", _stem(path))) for line, values in _dict_rows(path)]
         sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     if not rows:
         raise ValueError(f"{name}: no rows; {benchmark.how_to_get()}")
     frame = pd.DataFrame(rows)
-    return BenchmarkItems(frame, name, commit, sha256, tuple(differences(benchmark, frame, commit, sha256)))
+    return BenchmarkItems(frame, name, commit, sha256, tuple(_differences(benchmark, frame, commit, sha256)))
 
 
-def differences(benchmark: Benchmark, frame: pd.DataFrame, commit: str | None, sha256: dict[str, str]) -> Iterator[str]:
+def _differences(
+    benchmark: Benchmark, frame: pd.DataFrame, commit: str | None, sha256: dict[str, str]
+) -> Iterator[str]:
     """Yield what differs from the official edition."""
     counts = Counter(frame[frame.columns[0]])
     if different := [f"{name} {counts[name]} of {n}" for name, n in benchmark.rows.items() if counts[name] != n]:
@@ -103,7 +178,7 @@ def differences(benchmark: Benchmark, frame: pd.DataFrame, commit: str | None, s
             yield f"{name} is another file than that of commit {benchmark.revision} (SHA-256 {digest})"
 
 
-def find(benchmark: Benchmark, source: str | Path | None, revision: str | None) -> tuple[str, list[Path], str | None]:
+def _find(benchmark: Benchmark, source: str | Path | None, revision: str | None) -> tuple[str, list[Path], str | None]:
     """Return name, data files and commit of a source."""
     if source is None:
         folder = _snapshot(benchmark, revision or benchmark.revision)
@@ -128,11 +203,8 @@ def _snapshot(benchmark: Benchmark, revision: str) -> Path:
     """
     patterns = [f"*{name}{end}" for name in benchmark.files for end in ("-*", ".*")]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                benchmark.hub, repo_type="dataset", revision=revision, allow_patterns=patterns
-            )
-        )
+        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": patterns}
+        return Path(huggingface_hub.snapshot_download(benchmark.hub, **options))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise FileNotFoundError(
             f"{benchmark.hub} at revision {revision} is neither in the hub's cache nor can it be fetched: {error}\n"
@@ -169,3 +241,17 @@ def _commit(folder: Path, file: Path) -> str | None:
     record = folder / ".cache/huggingface/download" / f"{file.relative_to(folder)}.metadata"
     first = record.read_text().partition("\n")[0].strip() if record.is_file() else ""
     return first if re.fullmatch("[0-9a-f]{40}", first) else None
+
+
+def _type_of(value: Any) -> str:
+    return _TYPES.get(type(value), "a number")
+
+
+def _dict_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Yield the rows of a file with their numbers (lines of a file with one object a line), both from 1."""
+    for line, row in file_rows(path):
+        if isinstance(row, BadRow):
+            raise ValueError(f"{path.name}:{line}: {row}") from row
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}:{line}: the row is {_type_of(row)}; write each row as one JSON object")
+        yield line, row
