@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,24 +101,15 @@ def _transformed(logits: torch.Tensor, transforms: dict[str, float]) -> torch.Te
     return logits / transforms.get("logits_scaling", 1.0) * transforms.get("logit_scale", 1.0)
 
 
-def model_scorer(
-    model: PreTrainedModel,
-    pad_token_id: int,
-    *,
-    tokens_per_batch: int = 16384,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    statistic: str = "logprobs",
-) -> Scorer:
+def model_scorer(model: PreTrainedModel, pad_token_id: int, *, tokens_per_batch: int = 16384, **options: Any) -> Scorer:
     """Return a scorer that asks a causal language model, batching sequences of like length by tokens.
 
     Args:
         model: the frozen generator.
         pad_token_id: padding id.
         tokens_per_batch: padded tokens in one forward pass.
-        temperature, top_p, statistic: see `token_logprobs`.
+        options: temperature, top_p, statistic; see `token_logprobs`.
     """
-    options = {"temperature": temperature, "top_p": top_p, "statistic": statistic}
 
     def score(rows: Sequence[tuple[list[int], int]]) -> list[np.ndarray]:
         results: list[np.ndarray] = [np.empty(0)] * len(rows)

@@ -42,15 +42,15 @@ def fit_generator(
         get_peft_model(model, lora_config(settings)),
         both_sides(dataset),
         folder=folder,
-        pad_token_id=_pad_id(model),
-        batch_size=2 * settings.batch_size,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-        epochs=settings.epochs,
-        accumulation=settings.accumulation,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        pad_token_id=model.config.get_text_config().pad_token_id or 0,  # padding is masked out, so any id does
         checkpoints=checkpoints,
         save_steps=settings.save_steps,
+        per_device_train_batch_size=2 * settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        seed=seed,
     )
     return trainer.model.merge_and_unload().eval().requires_grad_(False)
 
@@ -62,9 +62,3 @@ def both_sides(dataset: Dataset) -> Dataset:
         for name in ("chosen_ids", "rejected_ids")
     ]
     return concatenate_datasets(sides)
-
-
-def _pad_id(model: PreTrainedModel) -> int:
-    # Padding is masked out of attention and loss, so any id does where the model names none.
-    config = model.config.get_text_config()
-    return config.pad_token_id if config.pad_token_id is not None else 0

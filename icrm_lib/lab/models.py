@@ -25,10 +25,10 @@ def make_base_model(data: Data, folder: Path) -> None:
         texts,
         folder=folder,
         pad_token_id=tokenizer.pad_token_id,
-        batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         seed=data.seed,
-        steps=settings.steps,
+        max_steps=settings.steps,
     )
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))

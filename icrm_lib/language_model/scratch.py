@@ -1,6 +1,7 @@
 """Small language models made here: tokenizer, random weights, next-token training (the generator's, too)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -146,15 +147,9 @@ def train_language_model(
     *,
     folder: Path,
     pad_token_id: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    steps: int = -1,
-    epochs: float = 1.0,
-    accumulation: int = 1,
-    gradient_checkpointing: bool = False,
     checkpoints: Path | None = None,
     save_steps: int = 0,
+    **arguments: Any,
 ) -> LanguageModelTrainer:
     """Train a causal language model (or a PEFT-wrapped one) on tokenised sequences; writes `log.jsonl`.
 
@@ -163,41 +158,29 @@ def train_language_model(
         dataset: rows `input_ids`, `prompt_length`.
         folder: for the log.
         pad_token_id: padding id.
-        batch_size: sequences a step.
-        learning_rate: peak of the cosine schedule (3 % warm-up).
-        seed: of order and dropout.
-        steps: number of steps; -1 means `epochs` decide.
-        epochs: passes over the data.
-        accumulation: batches a step.
-        gradient_checkpointing: compute activations twice instead of keeping them.
         checkpoints: folder of checkpoints, of this training alone; one that is there already is resumed from.
         save_steps: a checkpoint every so many steps; 0 for none.
+        arguments: of `transformers.TrainingArguments`, JSON-able: batch size, learning rate (the peak of a cosine with
+            3 % warm-up), `max_steps` or `num_train_epochs`, `seed`, ...
 
     Returns:
         the finished trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     args = TrainingArguments(
-        **{"output_dir": str(folder), **saving(checkpoints, save_steps)},
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        gradient_checkpointing=gradient_checkpointing,
-        max_steps=steps,
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
+        **{"output_dir": str(folder), **saving(checkpoints, save_steps), **arguments},
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         report_to="none",
-        seed=seed,
         use_cpu=runtime.device() == "cpu",
         bf16=runtime.device() == "cuda",
         remove_unused_columns=False,
         disable_tqdm=not runtime.watched(),
     )
-    key = {"steps": steps, "epochs": epochs, "batch": [batch_size, accumulation], "rate": learning_rate, "seed": seed}
+    key = arguments
     if checkpoints:
         data = data_fingerprint(dataset, ("input_ids", "prompt_length"))
-        key |= {"folder": checkpoints.name, "data": data, "model": model.config.to_json_string()}
+        key = arguments | {"folder": checkpoints.name, "data": data, "model": model.config.to_json_string()}
     trainer = LanguageModelTrainer(
         model,
         pad_token_id=pad_token_id,

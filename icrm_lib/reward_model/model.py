@@ -117,17 +117,7 @@ class RewardModel:
         batch_size: int | None = None,
         shared: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """Read the rewards at the tokens of each row from a position on, e.g. from `prompt_length`.
-
-        Args:
-            rows: token ids.
-            starts: first position asked for, one a row.
-            batch_size: see `score`.
-            shared: how many leading tokens of each row other rows may share; those before its start when None.
-
-        Returns:
-            per row a float32 array of raw rewards. Shape of each: (len(row) - start,).
-        """
+        """Read the rewards at the tokens of each row from a position on; arguments, result: `scoring.token_scores`."""
         pad = self.tokenizer.pad_token_id
         return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
 

@@ -303,16 +303,10 @@ def test_the_loss_goes_through_the_wrapper(scratch, tmp_path):
     assert loss.item() == pytest.approx(loss_by_hand(model, ROWS).item(), rel=1e-5)
 
 
-def train(scratch, folder, seed=0, **settings):
+def train(scratch, folder, seed=0, batch=3, **settings):
     model = small_llama(scratch, **SIZE, seed=0)
-    arguments = {
-        "pad_token_id": 0,
-        "batch_size": 3,
-        "learning_rate": 1e-2,
-        "seed": seed,
-        "steps": 20,
-    } | settings
-    return train_language_model(model, Dataset.from_list(ROWS), folder=folder, **arguments)
+    arguments = {"learning_rate": 1e-2, "seed": seed, "max_steps": 20, "per_device_train_batch_size": batch} | settings
+    return train_language_model(model, Dataset.from_list(ROWS), folder=folder, pad_token_id=0, **arguments)
 
 
 def test_training_lowers_the_loss_and_logs_every_fifth_step(scratch, tmp_path):
@@ -328,7 +322,7 @@ def test_training_lowers_the_loss_and_logs_every_fifth_step(scratch, tmp_path):
 
 
 def test_training_is_repeatable_and_prints_nothing(scratch, tmp_path, capsys):
-    first, second, other = (train(scratch, tmp_path / str(i), s, batch_size=1) for i, s in enumerate((0, 0, 1)))
+    first, second, other = (train(scratch, tmp_path / str(i), s, batch=1) for i, s in enumerate((0, 0, 1)))
     a, b, c = (dict(trainer.model.named_parameters()) for trainer in (first, second, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(a[name], c[name]) for name in a)
@@ -336,7 +330,7 @@ def test_training_is_repeatable_and_prints_nothing(scratch, tmp_path, capsys):
 
 
 def test_epochs_decide_where_no_steps_are_given(scratch, tmp_path):
-    assert train(scratch, tmp_path, steps=-1, epochs=4.0, batch_size=2).state.global_step == 8
+    assert train(scratch, tmp_path, max_steps=-1, num_train_epochs=4.0, batch=2).state.global_step == 8
 
 
 # Capped logits
