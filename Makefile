@@ -68,7 +68,7 @@ bench: $(STAMP)  ## run the scripts in bench/ and compare what they measure with
 	@failed=0; scripts="$(BENCH)"; \
 	$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && scripts="$$scripts bench/gpu.py"; \
 	for script in $$scripts; do echo "$$script" >&2; $(BIN)/python "$$script" || failed=1; done; \
-	$(BIN)/python bench/table.py || failed=1; exit $$failed
+	$(BIN)/python bench/table.py --write || failed=1; exit $$failed
 
 lint: $(STAMP)  ## check style and formatting, notebooks included
 	$(BIN)/python -m ruff check .

@@ -2,15 +2,17 @@
 
     python bench/plan_memory.py [--pairs 8 --length 256 --steps 2]
 
-Each number is that of a small Llama trained in a process of its own, through `methods.train_reward_model`, on pairs of
+Each number is that of a small Llama trained in a process of its own, through `training.train_reward_model`, on pairs of
 full length. On a GPU it is the memory of the tensors, in bfloat16. On a CPU it is the resident memory of the process,
 in float32: `measured_mib` with a C library that gives back at once what is freed, so that the tensors alone are left,
 and `resident_mib` with one as it comes, which keeps much of it. A tiny model is trained before, so that what the
-libraries load counts as held. `ratio` sums up: median and quartiles of foretold / measured.
-Prints one JSON record and writes it to `results/bench/plan_memory.json`.
+libraries load counts as held. `ratio` sums up foretold / measured by median and quartiles, `least_ratio` and
+`greatest_ratio` by their ends, `within_percent` by the largest error, rounded up. Prints one JSON record and writes it
+to `results/bench/plan_memory.json`.
 """
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 
@@ -82,7 +84,10 @@ def main() -> None:
         for size in SIZES
         for checkpointing in (False, True)
     }
-    finish("plan_memory", args, table | {"ratio": quartiles(np.array([row["ratio"] for row in table.values()]))})
+    ratios = np.array([row["ratio"] for row in table.values()])
+    summary = {"ratio": quartiles(ratios), "least_ratio": float(ratios.min()), "greatest_ratio": float(ratios.max())}
+    summary["within_percent"] = math.ceil(round(100 * float(np.abs(ratios - 1).max()), 6))
+    finish("plan_memory", args, table | summary)
 
 
 if __name__ == "__main__":

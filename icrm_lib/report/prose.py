@@ -67,7 +67,8 @@ def fill(text: str, profile: str = "lab") -> tuple[str, list[Wrong]]:
 
     def written(match: re.Match) -> str:
         found, what = match["text"], match["what"]
-        right = shaped(found, values(what, profile))
+        numbers = values(what, profile)
+        right = shaped(found, numbers) if numbers else found
         if right != found:
             wrong.append(Wrong(what, found, right))
         return right + match["comment"]
@@ -83,6 +84,8 @@ def unmarked(text: str) -> list[str]:
 @cache
 def values(what: str, profile: str) -> tuple[float, ...]:
     """Return what a comment names: the value, and the ends of its interval where it has one.
+
+    Nothing where a benchmark has no record yet: the number in the text stays.
 
     Raises:
         ValueError: see `fill`.
@@ -118,7 +121,10 @@ def _evidence(study: str, variants: str, measure: str, profile: str) -> tuple[fl
 
 
 def _bench(script: str, keys: str) -> tuple[float, ...]:
-    value = records.read_json(runtime.project_root() / "results" / "bench" / f"{script}.json")["metrics"]
+    path = runtime.project_root() / "results" / "bench" / f"{script}.json"
+    if not path.is_file():
+        return ()
+    value = records.read_json(path)["metrics"]
     for key in keys.split("."):
         if key not in value:
             comment = f"{script} | {keys}"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from icrm_lib import runtime
+from icrm_lib import records, runtime
 from icrm_lib.language_model.causal import padded
 
 BENCHMARKS = runtime.project_root() / "bench"
@@ -45,13 +45,22 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder that looks like the project, so that no record of it is overwritten."""
-    folder = tmp_path_factory.mktemp("project")
+def like_the_project(folder):
+    """Make a folder look like the project, so that no record of it is overwritten."""
     (folder / "icrm_lib").mkdir()
     (folder / "pyproject.toml").touch()
     return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Where all scripts of `TINY` write."""
+    return like_the_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def project_like(tmp_path):
+    return like_the_project(tmp_path)
 
 
 def run(script, options, folder):
@@ -98,7 +107,7 @@ def test_the_table_finds_every_number(printed, project, module, monkeypatch):
     table = module("table")
     rows = [row for row in table.ROWS if row.record not in APART]
     assert {row.record for row in rows} <= set(TINY)
-    missing = {row.what for row in rows if not table.cells(row)[1]}
+    missing = {row.what for row in rows if not row.cells()[1]}
     assert missing <= {"padding, pandalm", "padding, alpaca_eval"}  # where there are no such files
 
 
@@ -122,31 +131,56 @@ def test_the_script_for_gpus_runs_without_one(project):
     assert text == pytest.approx(round(text)) and 16 <= round(text) <= 24
 
 
-def test_the_table_marks_what_is_met_and_what_is_missed(module, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def measured(project_like, monkeypatch):
+    """Return a function that writes a record into an otherwise empty project, the working directory."""
+    monkeypatch.chdir(project_like)
+
+    def record(script, **metrics):
+        records.write_json(project_like / "results" / "bench" / f"{script}.json", {"metrics": metrics})
+
+    return record
+
+
+@pytest.mark.parametrize(
+    ("name", "goal", "cells"),
+    [
+        ("fast", {"most": 1.05}, ("1.05 [0.9, 1.1]", "≤ 1.05", "met")),
+        ("slow", {"most": 1.05}, ("1.05 [1, 2]", "≤ 1.05", "missed")),
+        ("big", {"least": 5}, ("5", "≥ 5", "met")),
+        ("big", {"least": 5.1}, ("5", "≥ 5.1", "missed")),
+        ("band", {"least": 8, "most": 11}, ("8.9", "8 to 11", "met")),
+        ("band", {"least": 9, "most": 11}, ("8.9", "9 to 11", "missed")),
+        ("free", {}, ("3 [2, 4]", "", "")),
+        ("absent", {"most": 1}, ("", "≤ 1", "not measured")),
+    ],
+)
+def test_a_row_says_whether_its_goal_is_met(name, goal, cells, module, measured):
+    values = {"fast": [1.05, 0.9, 1.1], "slow": [1.0501, 1, 2], "big": 5, "band": 8.9, "free": [3, 2, 4]}
+    measured("made_up", deep=values)
+    assert module("table").Row("what", "made_up", f"deep.{name}", **goal).cells() == ("what", *cells)
+
+
+def test_the_table_is_written_where_it_stands(module, measured, project_like, monkeypatch, capsys):
+    page = project_like / "bench" / "README.md"
+    page.parent.mkdir()
+    page.write_text("# Before\n\n<!-- table -->\nold\n<!-- end of table -->\n\nAfter\n", encoding="utf-8")
+    measured("plan_memory", ratio=[1.006, 1.004, 1.011])
     table = module("table")
-    (tmp_path / "icrm_lib").mkdir()
-    (tmp_path / "pyproject.toml").touch()
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "results" / "bench"
-    folder.mkdir(parents=True)
-    metrics = {"fast": [1.05, 0.9, 1.1], "slow": [1.0501, 1, 2], "big": 5, "band": 8.9, "free": [3, 2, 4]}
-    (folder / "made_up.json").write_text(json.dumps({"metrics": {"deep": metrics}}), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["table.py", "--write"])
+    table.main()
+    printed, written = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    assert written == f"# Before\n\n<!-- table -->\n{printed}<!-- end of table -->\n\nAfter\n"
+    assert "| plan's peak memory / measured | 1.01 [1, 1.01] | 0.95 to 1.05 | met |\n" in printed
+    assert printed.count("not measured") == len(table.ROWS) - 1
+    table.main()
+    assert page.read_text(encoding="utf-8") == written
 
-    def row(name, record="made_up", **goal):
-        return table.Row(name, record, ("deep", name), **goal)
 
-    rows = {
-        "met": [row("fast", most=1.05), row("big", least=5), row("band", least=8, most=11)],
-        "missed": [row("slow", most=1.05), row("big", least=5.1), row("band", least=9, most=11)],
-        "not measured": [row("absent", most=1), row("fast", record="never_run", most=1)],
-        "": [row("free")],
-    }
-    for verdict, members in rows.items():
-        assert {table.cells(member)[3] for member in members} == {verdict}
-    assert table.cells(row("fast", most=1.05)) == ("fast", "1.05 [0.9, 1.1]", "<= 1.05", "met")
-    assert table.cells(row("band", least=9, most=11))[1:3] == ("8.9", "9 to 11")
-    table.main()  # of the real rows, none is measured in this folder
-    assert capsys.readouterr().out.count("not measured") == len(table.ROWS)
+def test_the_table_of_the_page_is_that_of_the_records(module):
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    lines = [f"| {' | '.join(row.cells())} |" for row in module("table").ROWS]
+    assert [line for line in lines if "not measured" not in line and line not in page] == []
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from icrm_lib import runtime
+from icrm_lib import records, runtime
 from icrm_lib.report import prose
 
 ROOT = runtime.project_root()
@@ -67,6 +67,22 @@ def test_a_wrong_number_is_found_and_written(tmp_path):
     prose.refill(page)
     assert page.read_text(encoding="utf-8") == f"ICRM {wrong.right}<!-- = icrm | token agreement --> and `0.5` of 3.\n"
     assert prose.refill(page) == []
+
+
+def test_a_number_of_a_benchmark_waits_for_its_record(tmp_path, monkeypatch):
+    text, what = "within 3 %<!-- = bench: {} -->, {}", "made_up | deep.percent"
+    text = text.format(what, "0.9 [0.8, 1.1]<!-- = bench: made_up | ratio -->")
+    (tmp_path / "icrm_lib").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    prose.values.cache_clear()
+    assert prose.fill(text) == (text, [])
+    record = {"deep": {"percent": 4}, "ratio": [1.02, 0.95, 1.1]}
+    records.write_json(tmp_path / "results" / "bench" / "made_up.json", {"metrics": record})
+    prose.values.cache_clear()
+    assert prose.fill(text)[0] == text.replace("3 %", "4 %").replace("0.9 [0.8, 1.1]", "1.0 [0.9, 1.1]")
+    with pytest.raises(ValueError, match="'shallow' is not in the record of bench/made_up.py"):
+        prose.fill("1<!-- = bench: made_up | shallow -->")
 
 
 def test_points_and_common_seeds():
