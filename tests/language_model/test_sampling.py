@@ -6,11 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from published import load, write_problems
+from tiny import save_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icrm_lib.language_model import sampling
-from icrm_lib.language_model.samples import sample
+from icrm_lib.language_model.samples import sample, sampler
 from icrm_lib.language_model.sampling import SamplingSettings, greedy, prompt_ids
+from icrm_lib.preferences import LABEL_KEYS, tokenize_pairs
+from icrm_lib.profiles import SampleSettings
 from icrm_lib.tokenization import closing_token_ids, prepare_tokenizer
 
 SETTINGS = SamplingSettings(n=4, max_new_tokens=12)
@@ -145,3 +149,19 @@ def test_a_file_of_another_model_or_template_is_refused_and_a_prompt_asked_twice
     changed.chat_template += " "
     with pytest.raises(ValueError, match="samples of other settings"):
         sample(model, changed, prompts[:1], SETTINGS, path)
+
+
+def test_a_tiny_model_draws_once_and_its_labels_reach_the_tokenised_pairs(tmp_path):
+    save_tiny("qwen2", tmp_path / "model")
+    tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "model"))
+    samples = SampleSettings(n=2, temperature=0.7, top_p=0.8, max_new_tokens=4)
+    path = tmp_path / "samples.jsonl"
+    draw = sampler(tmp_path / "model", tokenizer, samples, path, seed=0)
+    pairs, reports = load("prm800k", write_problems(tmp_path), tmp_path / "made", draw=draw)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 40 and json.loads(lines[0])["settings"]["top_p"] == 0.8
+    assert reports[1].notes[0].startswith("0 of 76 solutions right, 76 without a boxed answer")
+    again, _ = load("prm800k", tmp_path, tmp_path / "again", draw=draw)
+    assert again["train"][:] == pairs["train"][:] and len(path.read_text().splitlines()) == len(lines)
+    tokenized, _ = tokenize_pairs(pairs["train"], tokenizer)
+    assert tokenized["chosen_label"][:] == [0.0] * len(tokenized) and LABEL_KEYS[1] in tokenized.column_names

@@ -22,16 +22,6 @@ def saved(base_model, tokenizer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def conversations(language):
-    rng = np.random.default_rng(3)
-    return [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        for prompt in language.prompts[:4]
-        for response in language.sample_responses(prompt, 3, rng)
-    ]
-
-
 def test_a_batched_pipeline_gives_the_same_scores(saved, conversations):
     ours = RewardModel.from_pretrained(saved).score(conversations)
     tokenizer = AutoTokenizer.from_pretrained(saved)

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from rows import assistant, user
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
 from icrm_lib.language_model.scratch import scratch_tokenizer
 from icrm_lib.reward_model import RewardModel, TokenReward, merge_words
@@ -26,16 +27,6 @@ def classifier(base_model):
 @pytest.fixture(scope="module")
 def reward_model(classifier, tokenizer):
     return RewardModel(classifier, tokenizer)
-
-
-@pytest.fixture(scope="module")
-def conversations(language):
-    rng = np.random.default_rng(1)
-    return [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        for prompt in language.prompts[:6]
-        for response in language.sample_responses(prompt, 3, rng)
-    ]
 
 
 def test_scores_do_not_depend_on_batch_order_or_company(reward_model, conversations):
@@ -77,17 +68,13 @@ def test_token_rewards_are_the_rewards_of_the_prefixes(reward_model, conversatio
 def test_saved_models_score_the_same_everywhere(reward_model, conversations, tmp_path):
     reward_model.save_pretrained(tmp_path / "saved")
     names = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert "mlp_head_size" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert torch.equal(saved["score.weight"], reward_model.model.score.weight)
     assert "model.safetensors" in names and not any(name.endswith((".bin", ".pt", ".pth")) for name in names)
     scores = reward_model.score(conversations)
     np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "saved").score(conversations), scores, atol=1e-6)
-    # no code of ours: the text-classification pipeline on the rendered conversation
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
-    assert model.config.num_labels == 1
-    pipe = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", device="cpu")
-    texts = [tokenizer.apply_chat_template(c, tokenize=False) for c in conversations]
-    plain = [out["score"] for out in pipe(texts, batch_size=4, add_special_tokens=False)]
-    np.testing.assert_allclose(plain, scores, atol=1e-5)
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").config.num_labels == 1
 
 
 def test_adapters_are_merged_or_kept(base_model, tokenizer, conversations, tmp_path):
@@ -247,14 +234,6 @@ def test_an_mlp_head_that_is_not_all_there_is_refused(base_model, tokenizer, tmp
         RewardModel.from_pretrained(tmp_path)
 
 
-def test_a_linear_head_has_no_size_of_an_mlp(reward_model, tmp_path):
-    reward_model.save_pretrained(tmp_path)
-    assert "mlp_head_size" not in json.loads((tmp_path / "config.json").read_text())
-    saved = load_file(tmp_path / "model.safetensors")
-    assert torch.equal(saved["score.weight"], reward_model.model.score.weight)
-    assert torch.equal(RewardModel.from_pretrained(tmp_path).model.score.weight, reward_model.model.score.weight)
-
-
 # Words and streams
 
 TEXTS = {
@@ -283,7 +262,7 @@ def byte_model(byte_level):
 
 
 def ask(text):
-    return [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]
+    return [user("Hi"), assistant(text)]
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

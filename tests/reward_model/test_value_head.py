@@ -18,16 +18,6 @@ def causal(base_model):
     return AutoModelForCausalLM.from_pretrained(base_model).eval()
 
 
-@pytest.fixture(scope="module")
-def conversations(language):
-    rng = np.random.default_rng(2)
-    return [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        for prompt in language.prompts[:3]
-        for response in language.sample_responses(prompt, 2, rng)
-    ]
-
-
 @pytest.fixture
 def linear():
     torch.manual_seed(1)
@@ -92,21 +82,17 @@ def test_a_head_beside_an_adapter(base_model, tokenizer, linear, conversations, 
     check(model, want, conversations, tmp_path / "ours")
 
 
-def test_a_head_among_the_tensors_of_the_model(causal, tokenizer, linear, conversations, tmp_path):
-    tensors = {f"pretrained_model.{name}": value.contiguous() for name, value in causal.state_dict().items()}
-    tensors.pop("pretrained_model.lm_head.weight", None)
-    save_file(tensors | linear, tmp_path / "model.safetensors")
+@pytest.mark.parametrize("layout", ["trl", "grm"])
+def test_a_head_among_the_tensors_of_the_model(causal, tokenizer, linear, mlp, conversations, tmp_path, layout):
+    if layout == "trl":
+        head, tensors = linear, {f"pretrained_model.{name}": value for name, value in causal.state_dict().items()}
+        tensors.pop("pretrained_model.lm_head.weight", None)
+    else:
+        head, tensors = mlp, {f"model.{name}": value for name, value in causal.model.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()} | head, tmp_path / "model.safetensors")
     causal.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    check(load_value_head(tmp_path), expected(causal, tokenizer, linear, conversations), conversations, tmp_path / "o")
-
-
-def test_grm_with_its_mlp_head(causal, tokenizer, mlp, conversations, tmp_path):
-    decoder = {f"model.{name}": value.contiguous() for name, value in causal.model.state_dict().items()}
-    save_file(decoder | mlp, tmp_path / "model.safetensors")
-    causal.config.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    check(load_value_head(tmp_path), expected(causal, tokenizer, mlp, conversations), conversations, tmp_path / "o")
+    check(load_value_head(tmp_path), expected(causal, tokenizer, head, conversations), conversations, tmp_path / "o")
 
 
 def test_pickles_are_refused_and_other_faults_are_named(base_model, linear, mlp, tmp_path):

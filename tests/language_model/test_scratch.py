@@ -1,4 +1,4 @@
-"""Scratch tokenizer, small Llama, a token loss that never holds N x V, and the language-model loop."""
+"""Scratch tokenizer, small Llama, and the language-model loop."""
 
 import json
 
@@ -9,16 +9,11 @@ from datasets import Dataset
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, TrainingArguments
 
 from icrm_lib.language_model.causal import (
-    ROWS_PER_CHUNK,
     decoder_states,
-    load_causal_lm,
     refuse_transformed_logits,
-    token_nll,
 )
 from icrm_lib.language_model.scratch import LanguageModelTrainer, scratch_tokenizer, small_llama, train_language_model
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
@@ -47,9 +42,6 @@ TALK = [
 @pytest.fixture(scope="module")
 def scratch():
     return scratch_tokenizer(TEXTS, 320)
-
-
-# Scratch tokenizer
 
 
 @pytest.mark.parametrize("text", SCRIPTS)
@@ -103,8 +95,6 @@ def test_tokenizer_comes_back_from_disk(scratch, tmp_path):
     assert (loaded.pad_token, loaded.bos_token, loaded.eos_token) == ("<pad>", "<bos>", "<eos>")
 
 
-# Small Llama
-
 SIZE = {"hidden_size": 16, "layers": 2, "heads": 2, "max_length": 64}
 
 
@@ -126,87 +116,6 @@ def test_small_llama_depends_on_its_seed_alone(scratch):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
-
-def test_a_loaded_model_is_frozen_and_the_same(scratch, tmp_path):
-    model = small_llama(scratch, **SIZE, seed=0).eval()
-    model.save_pretrained(tmp_path)
-    loaded = load_causal_lm(tmp_path, device="cpu")
-    assert not loaded.training and not any(value.requires_grad for value in loaded.parameters())
-    ids = torch.tensor([scratch("boil an egg")["input_ids"]])
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
-    assert load_causal_lm(tmp_path, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
-
-
-# Token loss
-
-
-def parts(n, v, h, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(n, h, generator=generator).to(dtype).requires_grad_()
-    lm_head = torch.randn(v, h, generator=generator).to(dtype).requires_grad_()
-    return hidden, lm_head, torch.randint(v, (n,), generator=generator)
-
-
-@pytest.mark.parametrize("n", [1, ROWS_PER_CHUNK, 2 * ROWS_PER_CHUNK + 7])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_token_loss_and_gradients_equal_the_full_softmax(n, dtype, tolerance):
-    hidden, lm_head, targets = parts(n, 61, 8, dtype)
-    weights = torch.linspace(0.5, 1.5, n)
-    got = token_nll(hidden, lm_head, targets)
-    got_gradients = torch.autograd.grad((got.float() * weights).sum(), (hidden, lm_head))
-    exact = [value.detach().double().requires_grad_() for value in (hidden, lm_head)]
-    want = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none")
-    want_gradients = torch.autograd.grad((want * weights).sum(), exact)
-    assert got.shape == (n,)
-    for a, b in zip((got, *got_gradients), (want, *want_gradients), strict=True):
-        scale = b.abs().max().item()
-        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * scale)
-
-
-def test_token_loss_takes_a_head_of_another_type():
-    hidden, lm_head, targets = parts(9, 61, 8)
-    got = token_nll(hidden.to(torch.bfloat16), lm_head, targets)
-    want = token_nll(hidden, lm_head, targets)
-    torch.testing.assert_close(got.float(), want, rtol=5e-2, atol=5e-2)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation gives, backward pass included."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = (leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
-        self.elements = max(self.elements, *sizes, 0)
-        return result
-
-
-def elements_saved_and_made(loss_of, n, v):
-    hidden, lm_head, targets = parts(n, v, 8)
-    saved = [0]
-    noted = torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t)
-    with noted, LargestTensor() as largest:
-        loss_of(hidden, lm_head, targets).mean().backward()
-    assert hidden.grad is not None and lm_head.grad is not None
-    return max(saved), largest.elements
-
-
-def test_nothing_of_size_n_by_v_is_saved_or_made():
-    n, v = 1024, 4096
-    saved, made = elements_saved_and_made(token_nll, n, v)
-    assert saved < n * v // 10
-    assert 0 < made <= ROWS_PER_CHUNK * v
-
-    def plain(hidden, lm_head, targets):
-        return F.cross_entropy(hidden @ lm_head.T, targets, reduction="none")
-
-    assert min(elements_saved_and_made(plain, n, v)) >= n * v  # the measurement sees what it looks for
-
-
-# Language-model training
 
 ROWS = [
     {"input_ids": [1, 7, 8, 9, 10, 2], "prompt_length": 3},
@@ -331,9 +240,6 @@ def test_training_is_repeatable_and_prints_nothing(scratch, tmp_path, capsys):
 
 def test_epochs_decide_where_no_steps_are_given(scratch, tmp_path):
     assert train(scratch, tmp_path, max_steps=-1, num_train_epochs=4.0, batch=2).state.global_step == 8
-
-
-# Capped logits
 
 
 def test_capped_logits_are_refused_before_training(scratch, tmp_path):
