@@ -1,4 +1,4 @@
-"""Responses drawn from the generated language, and noisy labels of pairs of them.
+"""How likely everything in a response is, responses drawn accordingly, and noisy labels of pairs of them.
 
 It reads no grammar, so that it and the exact probabilities can be checked against each other.
 """
@@ -8,12 +8,40 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icrm_lib.testbed.chances import ALTERNATIVE_PROBABILITY, NO_CLAUSE_YET
-from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, WORD_OR_MARK
+from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, PROMPTS, TOPICS, WORD_OR_MARK
+
+ALTERNATIVE_PROBABILITY = 0.15  # of the second form of a phrase's second word; likewise its third
+TOPIC_SHARPNESS = 1.2  # standard deviation, over topics, of a verb's log weight
+NO_CLAUSE_YET = 3  # as the quality before the first clause; qualities are rows 0, 1, 2
 
 
-class Urn(NamedTuple):
-    """What decides a draw of responses."""
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """Return a stream of its own for each purpose, so that knobs do not disturb each other."""
+    return np.random.default_rng([seed, ("prompts", "verbs", "held out").index(purpose)])
+
+
+def verb_probs(seed: int, held_out_verbs: float, only_held_out_verbs: bool) -> np.ndarray:
+    """(topics, 3, 40): P(entry of PHRASES | topic, quality)."""
+    weights = np.exp(TOPIC_SHARPNESS * stream(seed, "verbs").normal(size=(len(TOPICS), 3, len(PHRASES[0]))))
+    rng = stream(seed, "held out")
+    every_verb = [entry.verb for row in PHRASES for entry in row]
+    for row, entries in enumerate(PHRASES):
+        # A shared verb could be unseen in one class and seen in another.
+        eligible = [i for i, entry in enumerate(entries) if every_verb.count(entry.verb) == 1]
+        n_held_out = round(held_out_verbs * len(entries))
+        held_out = np.isin(np.arange(len(entries)), rng.permutation(eligible)[:n_held_out])
+        weights[:, row, held_out != only_held_out_verbs] = 0
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+def quality_probs(persistence: float) -> np.ndarray:
+    """(4, 3): P(quality of a clause | that of the last), rows -1, 0, +1 and NO_CLAUSE_YET."""
+    other = (1 - persistence) / 2
+    return np.vstack([np.where(np.eye(3) > 0, persistence, other), np.full(3, 1 / 3)])
+
+
+class Chances(NamedTuple):
+    """What decides how likely a response is."""
 
     qualities: np.ndarray  # (4, 3): P(quality of a clause | that of the last)
     verbs: np.ndarray  # (topics, 3, 40): P(entry of PHRASES | topic, quality)
@@ -58,18 +86,19 @@ class Urn(NamedTuple):
 
 
 def draw_pairs(
-    urn: Urn, prompts: list[str], topics: np.ndarray, rng: np.random.Generator, *, noise: float, confounding: float
+    chances: Chances, prompts: list[str], rng: np.random.Generator, *, noise: float, confounding: float
 ) -> Iterator[dict]:
     """Draw one pair for each prompt and yield those that are kept.
 
     Args:
-        urn: of responses.
-        prompts, topics: n prompts and the topic of each.
+        chances: of responses.
+        prompts: n of the language's prompts.
         rng: source of randomness.
         noise: temperature of the Bradley-Terry label; 0 is noiseless.
         confounding: `Language.length_confounding`.
     """
-    (first, first_gold), (second, second_gold) = urn.draw(topics, rng), urn.draw(topics, rng)
+    topics = np.array([PROMPTS[prompt] for prompt in prompts])
+    (first, first_gold), (second, second_gold) = chances.draw(topics, rng), chances.draw(topics, rng)
     difference = first_gold - second_gold
     # sigmoid(difference / noise), free of overflow; without noise the better one, ties evenly
     wins = np.tanh(difference / noise / 2) if noise > 0 else np.sign(difference)

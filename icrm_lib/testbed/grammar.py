@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icrm_lib.testbed.chances import ALTERNATIVE_PROBABILITY, NO_CLAUSE_YET
+from icrm_lib.testbed.draws import ALTERNATIVE_PROBABILITY, NO_CLAUSE_YET, Chances
 from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, QUALITIES, TOPICS
 
 N_OUTCOMES = 3  # of a slot, at most
@@ -26,35 +26,6 @@ class Context(NamedTuple):
     clauses: int  # so far
     score: int  # so far
     last: int  # row of the last quality
-
-
-class Chain(NamedTuple):
-    """What decides the chain of slots."""
-
-    qualities: np.ndarray  # (4, 3): P(quality of a clause | that of the last)
-    idiosyncratic_words: int
-    clauses: tuple[int, int]
-    threshold: int
-
-    def steps(self, context: Context) -> tuple[Sequence[float], list[Context]]:
-        """Return the probability of each outcome in a context, and the context each leads to."""
-        slot, clauses, score, last = context
-        if slot == OPENER:
-            return [1.0], [Context(PHRASE, 0, 0, last)]
-        if slot == PHRASE:
-            after = NAME if self.idiosyncratic_words >= 1 else LINK
-            return self.qualities[last], [Context(after, clauses + 1, score + q, q + 1) for q in QUALITIES]
-        if slot == NAME:
-            return [1.0], [Context(PLACE if self.idiosyncratic_words == 2 else LINK, clauses, score, last)]
-        if slot == PLACE:
-            return [1.0], [Context(LINK, clauses, score, last)]
-        if slot == LINK:
-            fewest, most = self.clauses
-            # Uniform number of clauses: of those numbers still open, the present one is as likely as any.
-            stop = 1 / (most - clauses + 1) if clauses >= fewest else 0.0
-            end = Context(DONE, clauses, score, last)
-            return [1 - stop, stop], [Context(PHRASE, clauses, score, last) if clauses < most else end, end]
-        return [1.0], []
 
 
 class Grammar:
@@ -107,19 +78,6 @@ class Grammar:
         self.outcomes[node] = outcome
         self.ended[node] += prob
 
-    def add_context(self, slot: int, prior: Sequence[float], values: list[float], following: list[int]) -> int:
-        """Add a context; returns its number."""
-        padding = [0.0] * (N_OUTCOMES - len(prior))
-        self.slots.append(slot)
-        self.priors.append([*prior, *padding])
-        self.values.append([*values, *padding])
-        self.following.append(following)
-        return len(self.slots) - 1
-
-    def context_value(self, context: int) -> float:
-        """P(top score | context)."""
-        return float(np.dot(self.priors[context], self.values[context]))
-
     def finish(self) -> None:
         """Turn lists into arrays, and check that a token never both goes on with an item and opens a slot."""
         self.masses, self.ended = np.stack(self.masses, axis=1), np.stack(self.ended, axis=1)
@@ -132,24 +90,23 @@ class Grammar:
                 raise ValueError(f"tokens {both}: must not both extend an item and open a slot; change a word list.")
 
 
-def build_grammar(encode: Callable[[str], list[int]], end: str, verbs: np.ndarray, names: int, chain: Chain) -> Grammar:
+def build_grammar(chances: Chances, threshold: int, encode: Callable[[str], list[int]], end: str) -> Grammar:
     """Build the tables of a language.
 
     Args:
+        chances: of all that may stand in a response.
+        threshold: gold score from which on a response has the top score.
         encode: text -> token ids.
         end: closing token.
-        verbs: (topics, 3, 40): P(entry of PHRASES | topic, quality).
-        names: number of names and of places, all equally probable.
-        chain: the chain of slots.
     """
     grammar = Grammar()
-    _add_items(grammar, encode, end, verbs, names)
-    grammar.first_context = _add_context(grammar, {}, chain, Context(OPENER, 0, 0, NO_CLAUSE_YET))
+    _add_items(grammar, chances, encode, end)
+    grammar.first_context = _add_context(grammar, {}, chances, threshold, Context(OPENER, 0, 0, NO_CLAUSE_YET))
     grammar.finish()
     return grammar
 
 
-def _add_items(grammar: Grammar, encode: Callable, end: str, verbs: np.ndarray, names: int) -> None:
+def _add_items(grammar: Grammar, chances: Chances, encode: Callable, end: str) -> None:
     """Put every slot's items into the trie, each with P(item | outcome), for all topics at once."""
 
     def add(root: int, text: str, outcome: int, prob: float | np.ndarray) -> None:
@@ -162,25 +119,124 @@ def _add_items(grammar: Grammar, encode: Callable, end: str, verbs: np.ndarray, 
     for row, entries in enumerate(PHRASES):
         for i, entry in enumerate(entries):
             for text, prob in zip(entry.texts(), np.outer(forms, forms).flat, strict=True):
-                add(grammar.roots[PHRASE], text, row, verbs[:, row, i] * prob)
-    for name, place in zip(NAMES[:names], PLACES[:names], strict=True):
-        add(grammar.roots[NAME], f"with {name}", 0, 1 / names)
-        add(grammar.roots[PLACE], f"in {place}", 0, 1 / names)
+                add(grammar.roots[PHRASE], text, row, chances.verbs[:, row, i] * prob)
+    for name, place in zip(NAMES[: chances.names], PLACES[: chances.names], strict=True):
+        add(grammar.roots[NAME], f"with {name}", 0, 1 / chances.names)
+        add(grammar.roots[PLACE], f"in {place}", 0, 1 / chances.names)
     for connector, prob in CONNECTORS:
         add(grammar.roots[LINK], connector, CONTINUE, prob)
     add(grammar.roots[LINK], "." + end, STOP, 1.0)
 
 
-def _add_context(grammar: Grammar, known: dict[Context, int], chain: Chain, context: Context) -> int:
+def _add_context(
+    grammar: Grammar, known: dict[Context, int], chances: Chances, threshold: int, context: Context
+) -> int:
     """Number a context and all after it.
 
     The value of an outcome is that of the context it leads to: a backward recursion, P(e | context) = sum over
     outcomes of P(outcome | context) P(e | next context).
     """
     if context not in known:
-        prior, steps = chain.steps(context)
-        following = [_add_context(grammar, known, chain, step) for step in steps]
-        is_top = float(context.score >= chain.threshold)
-        values = [grammar.context_value(step) for step in following] or [is_top]
-        known[context] = grammar.add_context(context.slot, prior, values, following)
+        prior, steps = _steps(context, chances)
+        following = [_add_context(grammar, known, chances, threshold, step) for step in steps]
+        values = [float(np.dot(grammar.priors[step], grammar.values[step])) for step in following]
+        padding = [0.0] * (N_OUTCOMES - len(prior))
+        grammar.slots.append(context.slot)
+        grammar.priors.append([*prior, *padding])
+        grammar.values.append([*(values or [float(context.score >= threshold)]), *padding])
+        grammar.following.append(following)
+        known[context] = len(grammar.slots) - 1
     return known[context]
+
+
+def _steps(context: Context, chances: Chances) -> tuple[Sequence[float], list[Context]]:
+    """Return the probability of each outcome in a context, and the context each leads to."""
+    slot, clauses, score, last = context
+    words = chances.idiosyncratic_words
+    if slot == OPENER:
+        return [1.0], [Context(PHRASE, 0, 0, last)]
+    if slot == PHRASE:
+        after = NAME if words >= 1 else LINK
+        return chances.qualities[last], [Context(after, clauses + 1, score + q, q + 1) for q in QUALITIES]
+    if slot in (NAME, PLACE):
+        return [1.0], [context._replace(slot=PLACE if slot == NAME and words == 2 else LINK)]
+    if slot == LINK:
+        fewest, most = chances.clauses
+        # Uniform number of clauses: of those numbers still open, the present one is as likely as any.
+        stop = 1 / (most - clauses + 1) if clauses >= fewest else 0.0
+        end = context._replace(slot=DONE)
+        return [1 - stop, stop], [context._replace(slot=PHRASE) if clauses < most else end, end]
+    return [1.0], []
+
+
+class Walk(NamedTuple):
+    """A response's way through the grammar; nodes and contexts begin with those of the empty response."""
+
+    grammar: Grammar
+    topic: int
+    nodes: np.ndarray  # (t + 1,) for t response tokens
+    contexts: np.ndarray  # (t + 1,)
+
+    def weights(self) -> np.ndarray:
+        """P(outcome, the slot's tokens so far | context) after each response token, (t + 1, 3)."""
+        return self.grammar.masses[self.topic, self.nodes] * self.grammar.priors[self.contexts]
+
+    def opens_slot(self) -> np.ndarray:
+        """Whether each response token is the first of a slot, (t,) bool."""
+        return self.contexts[1:] != self.contexts[:-1]
+
+    def probs(self) -> np.ndarray:
+        """Probability of each response token, (t,); 0 or nan at the first impossible one, anything after it."""
+        grammar, node, context = self.grammar, self.nodes[:-1], self.contexts[:-1]
+        totals = self.weights().sum(axis=1)
+        # A token that opens a slot also says that the item before it was complete. A slot's root weighs 1.
+        complete = grammar.priors[context, np.maximum(grammar.outcome_array[node], 0)] * grammar.ended[self.topic, node]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return totals[1:] / totals[:-1] * np.where(self.opens_slot(), complete, 1.0)
+
+    def values(self) -> np.ndarray:
+        """P(top score | prefix) before and after each response token, (t + 1,)."""
+        weights = self.weights()
+        return (weights * self.grammar.values[self.contexts]).sum(axis=1) / weights.sum(axis=1)
+
+    def revealed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which tokens reveal a clause's quality, (t,) bool, and, valid there, the quality, (t,)."""
+        possible = self.grammar.masses[self.topic, self.nodes] > 0
+        n_possible = possible.sum(axis=1)
+        n_before = np.where(self.opens_slot(), len(QUALITIES), n_possible[:-1])
+        in_phrase = np.array(self.grammar.slots)[self.contexts[1:]] == PHRASE
+        return in_phrase & (n_possible[1:] == 1) & (n_before > 1), possible[1:].argmax(axis=1) - 1
+
+    def next_probs(self, size: int) -> np.ndarray | None:
+        """Distribution of the next token, (size,) with sum 1; None where the response has ended."""
+        grammar = self.grammar
+        node, context = self.nodes[-1], self.contexts[-1]
+        prior, masses = grammar.priors[context], grammar.masses[self.topic]
+        probs = np.zeros(size)
+        going_on, outcome = grammar.children[node], grammar.outcomes[node]
+        if going_on:  # the item has further tokens
+            probs[list(going_on)] = masses[list(going_on.values())] @ prior
+        if outcome >= 0:  # the item may be complete; then the next slot begins
+            following = grammar.following[context][outcome]
+            starts = grammar.children[grammar.roots[grammar.slots[following]]]
+            if not starts:
+                return None
+            start_probs = masses[list(starts.values())] @ grammar.priors[following]
+            probs[list(starts)] = prior[outcome] * grammar.ended[self.topic, node] * start_probs
+        return probs / (masses[node] @ prior)
+
+
+def follow(grammar: Grammar, topic: int, response: list[int]) -> Walk:
+    """Walk along a response as far as its tokens stand in the grammar, be they of probability zero or not."""
+    nodes, contexts = [grammar.opener_roots[topic]], [grammar.first_context]
+    for token in response:
+        node, context = nodes[-1], contexts[-1]
+        child, outcome = grammar.children[node].get(token), grammar.outcomes[node]
+        if child is None and outcome >= 0:  # the item is complete: on to the next slot
+            context = grammar.following[context][outcome]
+            child = grammar.children[grammar.roots[grammar.slots[context]]].get(token)
+        if child is None:
+            break
+        nodes.append(child)
+        contexts.append(context)
+    return Walk(grammar, topic, np.array(nodes), np.array(contexts))

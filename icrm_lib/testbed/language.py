@@ -16,17 +16,22 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from icrm_lib.profiles import LanguageSettings
-from icrm_lib.testbed.chances import quality_probs, stream, verb_probs
-from icrm_lib.testbed.draws import Urn, draw_pairs
-from icrm_lib.testbed.grammar import Chain, Grammar, build_grammar
-from icrm_lib.testbed.knobs import check_knobs
-from icrm_lib.testbed.tokenizer import build_tokenizer
-from icrm_lib.testbed.walk import Walk, follow
-from icrm_lib.testbed.words import CONTEXTS, PHRASE_QUALITY, PROMPTS, TOPICS, WORD_OR_MARK
+from icrm_lib.testbed.draws import Chances, draw_pairs, quality_probs, stream, verb_probs
+from icrm_lib.testbed.grammar import Grammar, Walk, build_grammar, follow
+from icrm_lib.testbed.words import (
+    CONTEXTS,
+    PHRASE_QUALITY,
+    PHRASES,
+    PROMPTS,
+    TOPICS,
+    WORD_OR_MARK,
+    build_tokenizer,
+)
 from icrm_lib.tokenization import Conversation
 
 MAX_IDLE_ROUNDS = 100  # of rejection sampling, before preference_pairs gives up
@@ -50,7 +55,7 @@ class Language(LanguageSettings):
         preference_noise: >= 0. Temperature of the Bradley-Terry label; 0 is noiseless, ties broken evenly.
         length_confounding: -1..1, for `preference_pairs`: +1 keeps only pairs whose chosen response is the
             longer, -1 only pairs whose chosen response is the shorter; between, other pairs are thinned out.
-        subword: True cuts longer words into pieces; see `tokenizer.build_tokenizer`.
+        subword: True cuts longer words into pieces; see `words.build_tokenizer`.
         held_out_verbs: 0..0.9. Fraction of each class's 40 verbs that this language never uses; never a verb
             that stands in several classes.
         only_held_out_verbs: True gives the complement: a language of the held-out verbs alone.
@@ -66,7 +71,9 @@ class Language(LanguageSettings):
     def __post_init__(self):
         if isinstance(self.clauses, list):  # as read from YAML or JSON
             object.__setattr__(self, "clauses", tuple(self.clauses))
-        check_knobs({knob.name: getattr(self, knob.name) for knob in dataclasses.fields(self)})
+        for name, (valid, rule) in _knob_rules(self).items():
+            if not valid:
+                raise ValueError(f"{name} {getattr(self, name)!r}: must be {rule}.")
 
     def config(self) -> dict:
         """The knobs as plain JSON values, for records and cache keys; `Language(**config)` is equal."""
@@ -127,7 +134,7 @@ class Language(LanguageSettings):
 
     def sample_responses(self, prompt: str, n: int, rng: np.random.Generator) -> list[str]:
         """Draw n independent responses to a prompt. Raises ValueError for an unknown prompt."""
-        return self._urn.draw(np.full(n, self.topic(prompt)), rng)[0]
+        return self._chances.draw(np.full(n, self.topic(prompt)), rng)[0]
 
     def preference_pairs(
         self, n: int, rng: np.random.Generator, *, prompts: Sequence[str] | None = None
@@ -152,13 +159,14 @@ class Language(LanguageSettings):
         prompts = self.prompts if prompts is None else list(prompts)
         if not prompts:
             raise ValueError("prompts []: must hold at least one prompt; leave it out to use all of them.")
-        topics = np.array([self.topic(prompt) for prompt in prompts])
+        for prompt in prompts:
+            self.topic(prompt)  # refuses an unknown one
         labels = {"noise": self.preference_noise, "confounding": self.length_confounding}
         rows: list[dict] = []
         idle_rounds = 0
         while len(rows) < n:
             drawn = rng.integers(len(prompts), size=max(64, n - len(rows)))
-            kept = list(draw_pairs(self._urn, [prompts[i] for i in drawn], topics[drawn], rng, **labels))
+            kept = list(draw_pairs(self._chances, [prompts[i] for i in drawn], rng, **labels))
             rows += kept
             idle_rounds = 0 if kept else idle_rounds + 1
             if idle_rounds == MAX_IDLE_ROUNDS:
@@ -170,7 +178,7 @@ class Language(LanguageSettings):
 
     @cached_property
     def tokenizer(self):
-        """The language's `transformers.PreTrainedTokenizerFast`; see `tokenizer.build_tokenizer`."""
+        """The language's `transformers.PreTrainedTokenizerFast`; see `words.build_tokenizer`."""
         return build_tokenizer(self.subword)
 
     def token_probs(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -186,7 +194,7 @@ class Language(LanguageSettings):
         Raises:
             ValueError: not one-dimensional integers, an unknown prompt, or a prefix of probability zero.
         """
-        start, walk = self._walk(token_ids)
+        start, walk = self.walk(token_ids)
         return np.concatenate([np.ones(start), walk.probs()])
 
     def prefix_values(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -195,7 +203,7 @@ class Language(LanguageSettings):
         Returns:
             (T,) float64, in [0, 1]; at prompt positions the value of the empty response.
         """
-        start, walk = self._walk(token_ids)
+        start, walk = self.walk(token_ids)
         values = walk.values()
         return np.concatenate([np.full(start, values[0]), values[1:]])
 
@@ -208,7 +216,7 @@ class Language(LanguageSettings):
 
         Arguments and errors as in `token_probs`; also ValueError if the response has ended.
         """
-        probs = self._walk(token_ids)[1].next_probs(len(self.tokenizer))
+        probs = self.walk(token_ids)[1].next_probs(len(self.tokenizer))
         if probs is None:
             raise ValueError(f"token_ids of length {len(token_ids)}: must not end with <eos>; leave it out.")
         return probs
@@ -218,21 +226,14 @@ class Language(LanguageSettings):
 
         With sub-word tokens it may be a piece of a word. Arguments, errors as in `token_probs`. (T,) bool.
         """
-        start, walk = self._walk(token_ids)
+        start, walk = self.walk(token_ids)
         return np.concatenate([np.zeros(start, dtype=bool), walk.revealed()[0]])
 
-    def clause_scores(self, token_ids: Sequence[int]) -> np.ndarray:
-        """Gold score so far after each token, a clause counting from its quality token on.
+    def walk(self, token_ids: Sequence[int]) -> tuple[int, Walk]:
+        """Return the index of the first response token, and the response's way through the grammar.
 
-        Arguments and errors as in `token_probs`. Returns (T,) float64; 0 at prompt positions.
+        Arguments and errors as in `token_probs`.
         """
-        start, walk = self._walk(token_ids)
-        revealed, qualities = walk.revealed()
-        steps = np.concatenate([np.zeros(start), np.where(revealed, qualities, 0)])
-        return np.cumsum(steps, dtype=np.float64)
-
-    def _walk(self, token_ids: Sequence[int]) -> tuple[int, Walk]:
-        """Return the index of the first response token, and the response's way through the grammar."""
         ids, assistant = _as_ids(token_ids), self.tokenizer.convert_tokens_to_ids("<assistant>")
         start = ids.index(assistant) + 1 if assistant in ids else len(ids)
         topic = self._topic_of_ids.get(tuple(ids[:start]))
@@ -254,16 +255,14 @@ class Language(LanguageSettings):
         return start, walk
 
     @cached_property
-    def _urn(self) -> Urn:
+    def _chances(self) -> Chances:
         verbs = verb_probs(self.seed, self.held_out_verbs, self.only_held_out_verbs)
         names = self.n_idiosyncratic // 2
-        return Urn(quality_probs(self.persistence), verbs, self.clauses, self.idiosyncratic_words, names)
+        return Chances(quality_probs(self.persistence), verbs, self.clauses, self.idiosyncratic_words, names)
 
     @cached_property
     def _grammar(self) -> Grammar:
-        urn, tokenizer = self._urn, self.tokenizer
-        chain = Chain(urn.qualities, self.idiosyncratic_words, self.clauses, self.threshold)
-        return build_grammar(tokenizer.encode, tokenizer.eos_token, urn.verbs, urn.names, chain)
+        return build_grammar(self._chances, self.threshold, self.tokenizer.encode, self.tokenizer.eos_token)
 
     @cached_property
     def _topic_of_ids(self) -> dict[tuple[int, ...], int]:
@@ -279,3 +278,41 @@ def _as_ids(token_ids: Sequence[int]) -> list[int]:
         kind = f"shape {ids.shape} and type {ids.dtype}"
         raise ValueError(f"token_ids of {kind}: must be one-dimensional integers; pass one sequence at a time.")
     return ids.tolist()
+
+
+def _knob_rules(knobs: Language) -> dict[str, tuple[bool, str]]:
+    """For each knob whether it is in its range, and the range in words."""
+    clauses, names = knobs.clauses, knobs.n_idiosyncratic
+    is_range = isinstance(clauses, tuple) and len(clauses) == 2 and all(_integer(c, 1, 40) for c in clauses)
+    is_flag = isinstance(knobs.only_held_out_verbs, bool)
+    return {
+        "seed": (_integer(knobs.seed, 0), "an integer >= 0; use 0, 1, ..."),
+        "idiosyncratic_words": (_integer(knobs.idiosyncratic_words, 0, 2), "0, 1 or 2; use 2 for a name and a place"),
+        "n_idiosyncratic": (
+            _integer(names, 2, 300) and names % 2 == 0,
+            "an even integer in 2..300, half of them names and half places; use 300",
+        ),
+        "persistence": (_number(knobs.persistence, 0, 1), "in 0..1; use 1/3 for independent clauses"),
+        "clauses": (
+            is_range and clauses[0] <= clauses[1],
+            "integers (fewest, most) with 1 <= fewest <= most <= 40; use (3, 7)",
+        ),
+        "threshold": (_integer(knobs.threshold), "an integer; use 3"),
+        "preference_noise": (_number(knobs.preference_noise, 0, 1e300), "finite and >= 0; use 0 for noiseless labels"),
+        "length_confounding": (_number(knobs.length_confounding, -1, 1), "in -1..1; use 0 for none"),
+        "subword": (isinstance(knobs.subword, bool), "True or False; use False for one token a word"),
+        "held_out_verbs": (_number(knobs.held_out_verbs, 0, 0.9), "in 0..0.9; use 0 for all verbs"),
+        "only_held_out_verbs": (
+            is_flag and (not knobs.only_held_out_verbs or round(knobs.held_out_verbs * len(PHRASES[0])) > 0),
+            "True or False, True only where verbs are held out; set held_out_verbs, for instance to 0.25",
+        ),
+    }
+
+
+def _integer(value: Any, low: float = -np.inf, high: float = np.inf) -> bool:
+    return isinstance(value, int | np.integer) and _number(value, low, high)
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    kinds = int | float | np.integer | np.floating
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(low <= value <= high)

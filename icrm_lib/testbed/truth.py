@@ -46,27 +46,26 @@ def known_truth(language: Language, rows: Sequence[Sequence[int]], starts: Seque
     """
     if not len(rows) or len(rows) != len(starts):
         raise ValueError(f"need one start a response, at least one: got {len(rows)} rows and {len(starts)} starts")
-    assistant = language.tokenizer.convert_tokens_to_ids("<assistant>")
-    truth = []
-    for row, (ids, start) in enumerate(zip(rows, starts, strict=True)):
-        if not 0 < start <= len(ids) or ids[start - 1] != assistant:
-            raise ValueError(
-                f"response {row} of {len(ids)} tokens cannot start at {start}: the token before it must be "
-                "<assistant>; give the length of the prompt with its generation prompt"
-            )
-        try:
-            truth.append(TokenTruth(*(array[start:] for array in _truth_of(language, ids))))
-        except ValueError as error:
-            raise ValueError(f"response {row}: {error}") from error
-    return truth
+    return [_response_truth(language, row, *response) for row, response in enumerate(zip(rows, starts, strict=True))]
 
 
-def _truth_of(language: Language, ids: Sequence[int]) -> TokenTruth:
-    """Return the truth at every token of a conversation, prompt included."""
-    scores = language.clause_scores(ids)
-    quality = np.where(language.quality_tokens(ids), np.diff(scores, prepend=0), np.nan)
-    values, logprobs = language.prefix_values(ids), np.log(language.token_probs(ids))
-    return TokenTruth(_on_grid(values), scores, quality, _on_grid(logprobs))
+def _response_truth(language: Language, row: int, ids: Sequence[int], start: int) -> TokenTruth:
+    try:
+        first, walk = language.walk(ids)
+    except ValueError as error:
+        raise ValueError(f"response {row}: {error}") from error
+    if start != first:
+        raise ValueError(
+            f"response {row} of {len(ids)} tokens cannot start at {start}: the token before it must be "
+            "<assistant>; give the length of the prompt with its generation prompt"
+        )
+    revealed, qualities = walk.revealed()
+    return TokenTruth(
+        values=_on_grid(walk.values()[1:]),
+        clause_scores=np.cumsum(np.where(revealed, qualities, 0), dtype=np.float64),
+        quality=np.where(revealed, qualities, np.nan),
+        logprobs=_on_grid(np.log(walk.probs())),
+    )
 
 
 def _on_grid(numbers: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ def test_gold_score_is_the_recount_of_the_sampled_phrases(rng):
     for idiosyncratic_words in (0, 1, 2):
         language = Language(idiosyncratic_words=idiosyncratic_words)
         topics = np.arange(400) % 8
-        texts, scores = language._urn.draw(topics, rng)
+        texts, scores = language._chances.draw(topics, rng)
         assert [gold(language, text) for text in texts] == scores.tolist()
         assert set(scores) == set(range(-7, 8))
 
@@ -51,7 +51,7 @@ def test_word_lists():
 
 
 def test_each_topic_favours_some_verbs():
-    probs = PLAIN._urn.verbs
+    probs = PLAIN._chances.verbs
     assert probs.shape == (8, 3, 40)
     np.testing.assert_allclose(probs.sum(axis=2), 1)
     assert (probs.max(axis=2) > 3 / 40).all()

@@ -10,7 +10,7 @@ import torch
 from languages import PAPER_OPENER, PAPER_PROMPT, PLAIN, SUBWORD, VARIED, draw, full_ids, gold, prompt_ids
 from scipy import stats
 
-from icrm_lib.testbed import Language
+from icrm_lib.testbed import Language, known_truth
 from icrm_lib.testbed.words import OPENERS, PHRASE_QUALITY, PHRASES
 
 
@@ -79,7 +79,7 @@ def test_a_piece_shared_by_good_and_bad_words_has_a_value_between():
     entries = {entry.verb: (row, i) for row, each in enumerate(PHRASES) for i, entry in enumerate(each)}
     sharing = {verb: where for verb, where in entries.items() if verb.startswith("pro")}
     assert set(sharing) == {"protect", "provoke"}
-    weights = {verb: language._urn.verbs[0][where] for verb, where in sharing.items()}
+    weights = {verb: language._chances.verbs[0][where] for verb, where in sharing.items()}
     expected = weights["protect"] / sum(weights.values())
     assert language.prefix_value([*ids, vocabulary["pro"]]) == pytest.approx(expected, rel=1e-12)
     assert language.prefix_value([*ids, vocabulary["pro"], vocabulary["##tec"]]) == 1.0
@@ -185,8 +185,9 @@ def test_surprise_matches_entropy_along_whole_responses(rng):
 
 def test_running_score_ends_at_the_gold_score_and_moves_at_quality_tokens(rng):
     for language in (PLAIN, SUBWORD, VARIED["always persistent"]):
-        for _, ids, text in draw(language, rng, 20):
-            scores, marks = language.clause_scores(ids), language.quality_tokens(ids)
+        for prompt, ids, text in draw(language, rng, 20):
+            (known,), marks = known_truth(language, [ids], [len(prompt)]), language.quality_tokens(ids)
+            scores = np.concatenate([np.zeros(len(prompt)), known.clause_scores])
             assert scores.dtype == np.float64 and marks.dtype == bool
             assert scores[-1] == gold(language, text)
             assert marks.sum() == text.count(" with ") - text.count("deal with") - text.count("disagree with")
@@ -210,7 +211,7 @@ def test_impossible_prefixes_name_token_and_position(rng):
         PLAIN.prefix_value(broken)
     place = len(prompt) + 2
     broken = [*ids[:place], PLAIN.tokenizer.convert_tokens_to_ids("Oslo"), *ids[place:]]
-    for query in (PLAIN.token_probs, PLAIN.prefix_values, PLAIN.next_token_probs, PLAIN.clause_scores):
+    for query in (PLAIN.token_probs, PLAIN.prefix_values, PLAIN.next_token_probs, PLAIN.quality_tokens):
         with pytest.raises(ValueError, match=f"'Oslo' at position {place}"):
             query(broken)
     # Grammatical, but too short, or with one clause too many.
