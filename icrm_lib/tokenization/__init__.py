@@ -6,15 +6,17 @@ its closing token is the response. `prepare_tokenizer` stores these conventions 
 so that tools which know nothing of this package read the reward at the same position.
 """
 
-from icrm_lib.tokenization.conversations import (
+from icrm_lib.tokenization.encoder import (
+    Encoded,
     ResponseTooLong,
+    TemplateProblem,
     Tokenized,
     closing_token_ids,
     cut_prompt,
+    encoder_for,
     tokenize_conversation,
     tokenize_conversations,
 )
-from icrm_lib.tokenization.encoder import Encoded, TemplateProblem, encoder_for
 from icrm_lib.tokenization.template import Conversation, Message, prepare_tokenizer
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Prompts and replies to token ids, in the one way that training, scoring and evaluation share."""
+"""Conversations to token ids: the end of the prompt that fits, and the response."""
 
 import functools
 import re
@@ -8,12 +8,114 @@ from typing import NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from icrm_lib.tokenization.pieces import Pieces
 from icrm_lib.tokenization.template import PROBE, SENTINEL, Conversation, Message, closing_token, is_wrapped
+
+_PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+# SentencePiece-like tokenizers put a space before a text. A piece from the middle of a conversation must not get one:
+# it is encoded behind an anchor, whose ids are then removed. There are several, as the text may merge with one of them.
+_ANCHORS = ("\n", "a", "!")
+
+
+class ResponseTooLong(ValueError):
+    """The response alone leaves no room for a single prompt token (the BOS token where there is one)."""
 
 
 class TemplateProblem(ValueError):
     """The chat template refuses a conversation, or hides where the final reply begins."""
+
+
+class Tokenized(NamedTuple):
+    """One tokenised conversation.
+
+    Attributes:
+        input_ids: prompt and response; the last one is the closing token.
+        prompt_length: number of prompt tokens; the response is `input_ids[prompt_length:]`.
+        offsets: (start, end) of each response token in the reply string, `(len, len)` for the closing token;
+            empty unless asked for.
+    """
+
+    input_ids: list[int]
+    prompt_length: int
+    offsets: list[tuple[int, int]]
+
+
+def tokenize_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    *,
+    max_length: int | None = None,
+    offsets: bool = False,
+) -> Tokenized:
+    """Tokenise one conversation whose last turn is the assistant's.
+
+    The ids are those of `tokenizer.apply_chat_template(conversation)`, with two exceptions: a token never
+    reaches across the border of prompt and response, and the text of a special token inside a message
+    (`"<|im_end|>"` typed by a user) stays text.
+
+    Args:
+        tokenizer: as returned by `prepare_tokenizer`.
+        conversation: messages with "role" and "content" (both str).
+        max_length: most tokens, 2 or more. A longer prompt loses its beginning, except BOS; the response is
+            never cut.
+        offsets: also return where each response token lies in the reply.
+
+    Raises:
+        ResponseTooLong: the response fills `max_length`.
+        TemplateProblem: the chat template refuses the conversation, hides where the reply begins, or (with
+            `offsets`) rewrites it.
+        ValueError: an unprepared tokenizer, or a conversation that does not end with an assistant turn.
+    """
+    return tokenize_conversations(tokenizer, [conversation], max_length=max_length, offsets=offsets)[0]
+
+
+def tokenize_conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    *,
+    max_length: int | None = None,
+    offsets: bool = False,
+) -> list[Tokenized]:
+    """Tokenise many conversations at once, a prompt that several share only once; see `tokenize_conversation`."""
+    rows = []
+    for conversation in conversations:
+        if not conversation or conversation[-1]["role"] != "assistant":
+            last = conversation[-1]["role"] if conversation else None
+            raise ValueError(f"the last turn is {last!r}, but a reward needs a reply; end with an assistant turn")
+        rows.append((list(conversation[:-1]), [conversation[-1]["content"]]))
+    encoder, results = encoder_for(tokenizer), []
+    for encoded, (_, (reply,)) in zip(encoder.encode(rows), rows, strict=True):
+        if isinstance(encoded, TemplateProblem):
+            raise encoded
+        (response,) = encoded.responses
+        kept = cut_prompt(encoded.prompt, len(response), max_length, tokenizer.bos_token_id)
+        spans = encoder.reply_offsets(encoded, reply) if offsets else []
+        results.append(Tokenized(kept + response, len(kept), spans))
+    return results
+
+
+def cut_prompt(prompt: list[int], response_length: int, max_length: int | None, bos: int | None) -> list[int]:
+    """Return the end of the prompt that fits before `response_length` tokens, with BOS kept in front.
+
+    One prompt token always stays, because a response token's probability is conditioned on what precedes it.
+    """
+    if max_length is None or len(prompt) + response_length <= max_length:
+        return prompt
+    room = max_length - response_length
+    if room < 1:
+        raise ResponseTooLong(
+            f"the response has {response_length} tokens and needs one more in front, but max_length is "
+            f"{max_length}; raise max_length or drop the row"
+        )
+    if prompt[0] == bos:
+        return prompt[:1] + prompt[len(prompt) - room + 1 :]
+    return prompt[-room:]
+
+
+def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids at which a response ends: the closing token of the chat template, and EOS where it is another."""
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+    found = {tokenize_conversation(tokenizer, probe).input_ids[-1], tokenizer.eos_token_id}
+    return sorted(found - {None})
 
 
 class Encoded(NamedTuple):
@@ -181,3 +283,53 @@ def _is_framed(head: str, tail: str, text: str, reply: str) -> bool:
     if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
         return False
     return text[len(head) : len(text) - len(tail)].strip() == reply.strip()  # some templates trim
+
+
+class Pieces:
+    """How one tokenizer turns pieces of a text into ids, as if each stood in the middle of it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.anchors = list(zip(_ANCHORS, self.ids(list(_ANCHORS)), strict=True))
+        (alone,) = self.ids(["a"])
+        self.adds_space = self._behind("a", *self.anchors[0]) != alone
+
+    def prompts(self, heads: list[str]) -> dict[str, list[int]]:
+        """Return the ids of each prompt."""
+        # The prompt is tokenised with a letter behind it, as some tokenizers treat white space at the end of
+        # a text differently from the same white space before a word. If a token takes up that letter, the
+        # prompt stands alone.
+        if not heads:
+            return {}
+        coded = self.tokenizer([head + "a" for head in heads], **_PLAIN, return_offsets_mapping=True)
+        prompts = {}
+        for head, ids, offsets in zip(heads, coded["input_ids"], coded["offset_mapping"], strict=True):
+            size = len(ids)
+            while size and offsets[size - 1][0] >= len(head):
+                size -= 1
+            whole = size == 0 or offsets[size - 1][1] <= len(head)
+            prompts[head] = ids[:size] if whole else self.ids([head])[0]
+        return prompts
+
+    def piece(self, text: str, inside: bool, offsets: bool = False) -> list:
+        """Ids (or offsets) of a piece of a text; `inside` says that something stands before it."""
+        for anchor, skip in self.anchors if inside and self.adds_space else ():
+            ids = self._behind(text, anchor, skip)
+            if ids is not None:
+                spans = self.offsets(anchor + text)[len(skip) :] if offsets else ()
+                return [(start - 1, end - 1) for start, end in spans] if offsets else ids
+        return self.offsets(text) if offsets else self.ids([text])[0]
+
+    def _behind(self, text: str, anchor: str, skip: list[int]) -> list[int] | None:
+        (ids,) = self.ids([anchor + text])
+        return ids[len(skip) :] if ids[: len(skip)] == skip else None
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each whole text."""
+        if not texts:
+            return []
+        return self.tokenizer(texts, **_PLAIN)["input_ids"]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return (start, end) of each token of a whole text."""
+        return self.tokenizer(text, **_PLAIN, return_offsets_mapping=True)["offset_mapping"]
