@@ -4,7 +4,7 @@ The frozen dataclasses are the schema, `profiles/<name>.yaml` holds the values. 
 where it is read, before anything runs.
 """
 
-from dataclasses import asdict, field
+from dataclasses import asdict, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -24,7 +24,14 @@ def _no_truth_value(value: Any) -> Any:
 
 # YAML reads 1e-5 as text and 1 as an integer: both are fine where a float is wanted; True and nan never are.
 Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
-Count = Annotated[int, Strict()]
+Rate = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Part = Annotated[Number, Field(ge=0, lt=1)]  # a share that is not all
+Nucleus = Annotated[Number, Field(gt=0, le=1)]
+Whole = Annotated[int, Strict()]
+Count = Annotated[int, Strict(), Field(ge=0)]
+Size = Annotated[int, Strict(), Field(ge=1)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 _schema = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -36,12 +43,12 @@ class LanguageSettings:
 
     seed: Count = 0
     idiosyncratic_words: Count = 2
-    persistence: Number = 0.75
-    threshold: Count = 3
-    preference_noise: Number = 1.0
-    length_confounding: Number = 0.0
+    persistence: Share = 0.75
+    threshold: Whole = 3
+    preference_noise: Weight = 1.0
+    length_confounding: Share = 0.0
     subword: Flag = False
-    held_out_verbs: Number = 0.0
+    held_out_verbs: Part = 0.0
 
 
 @_schema
@@ -50,12 +57,12 @@ class DataSettings:
 
     # "testbed", a JSONL/JSON/Parquet path, a hub id, or a name of `preferences.paper.RECIPES`
     preferences: Text = "testbed"
-    train_pairs: Count = 400  # at most; testbed: exactly
+    train_pairs: Size = 400  # at most; testbed: exactly
     validation_pairs: Count = 200
     test_pairs: Count = 500
-    max_length: Count = 1024  # tokens
+    max_length: Size = 1024  # tokens
     files: Text = ""  # recipes of `preferences.paper` only: folder with the downloaded files, instead of the hub
-    stride: Count = 1  # recipes only: every n-th row of Unified-Feedback
+    stride: Size = 1  # recipes only: every n-th row of Unified-Feedback
     # of a pair, prompt counted twice; what `make plan` reckons with until the data are there
     expected_tokens: Count = 0
 
@@ -64,10 +71,10 @@ class DataSettings:
 class SampleSettings:
     """Responses to be drawn where the data are problems with answers (recipe "prm800k")."""
 
-    n: Count = 4  # a problem
-    temperature: Number = 0.7
-    top_p: Number = 0.8
-    max_new_tokens: Count = 1536
+    n: Size = 4  # a problem
+    temperature: Rate = 0.7
+    top_p: Nucleus = 0.8
+    max_new_tokens: Size = 1536
     engine: Literal["transformers", "vllm"] = "transformers"
 
 
@@ -76,13 +83,13 @@ class BaseModelSettings:
     """The language model that everything starts from."""
 
     name: Text = "testbed"  # "testbed" and "scratch" are trained here; else a local directory or a hub id
-    hidden_size: Count = 64
-    layers: Count = 3
-    heads: Count = 4
-    vocabulary: Count = 2048  # "scratch" only: size of the byte-level BPE vocabulary
-    steps: Count = 400
-    batch_size: Count = 64  # responses a step
-    learning_rate: Number = 3e-3
+    hidden_size: Size = 64
+    layers: Size = 3
+    heads: Size = 4
+    vocabulary: Size = 2048  # "scratch" only: size of the byte-level BPE vocabulary
+    steps: Size = 400
+    batch_size: Size = 64  # responses a step
+    learning_rate: Weight = 3e-3
 
 
 @_schema
@@ -92,17 +99,17 @@ class GeneratorSettings:
     # "fitted" (LoRA on the preference texts), "base" (as it is), "exact" (testbed only)
     kind: Literal["fitted", "base", "exact"] = "fitted"
     model: Text = ""  # where it starts; the base model when empty. Must share the base model's tokenizer
-    lora_rank: Count = 8
-    lora_alpha: Count = 16
-    learning_rate: Number = 1e-3
-    epochs: Number = 1.0
-    batch_size: Count = 16  # pairs a forward pass
-    accumulation: Count = 1
+    lora_rank: Size = 8
+    lora_alpha: Size = 16
+    learning_rate: Weight = 1e-3
+    epochs: Rate = 1.0
+    batch_size: Size = 16  # pairs a forward pass
+    accumulation: Size = 1
     max_length: Count = 0  # tokens of a response it is fitted on; 0 = data.max_length
     gradient_checkpointing: Flag = False
     save_steps: Count = 0  # a checkpoint every so many steps, to resume from; 0 = none
-    temperature: Number = 1.0  # of the distribution it is asked for
-    top_p: Number = 1.0  # likewise: probability outside the nucleus is 0
+    temperature: Rate = 1.0  # of the distribution it is asked for
+    top_p: Nucleus = 1.0  # likewise: probability outside the nucleus is 0
     engine: Literal["transformers", "vllm"] = "transformers"  # what asks it
     # of a cached log-probability; "float16" halves the file
     cache_type: Literal["float32", "float16"] = "float32"
@@ -117,28 +124,28 @@ Weighting = Literal["probability", "uniform", "inverted", "random_pairs", "shuff
 class RewardModelSettings:
     """Reward-model training; `consistency_weight` is the paper's lambda."""
 
-    lora_rank: Count = 8
-    lora_alpha: Count = 16
-    learning_rate: Number = 2e-3
-    epochs: Number = 6.0
-    batch_size: Count = 16  # pairs a forward pass
-    accumulation: Count = 1
-    warmup: Number = 0.03  # share of the steps
-    consistency_weight: Number = 0.1
-    sft_weight: Number = 0.001
+    lora_rank: Size = 8
+    lora_alpha: Size = 16
+    learning_rate: Weight = 2e-3
+    epochs: Rate = 6.0
+    batch_size: Size = 16  # pairs a forward pass
+    accumulation: Size = 1
+    warmup: Share = 0.03  # share of the steps
+    consistency_weight: Part = 0.1
+    sft_weight: Weight = 0.001
     # this and the following: see `training.ICRMConfig`
     loss: Literal["bradley_terry", "outcome", "process"] = "bradley_terry"
-    label_smoothing: Number = 0.0
-    positive_weight: Number = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
+    positive_weight: Weight = 0.0
     text_form: Literal["mean_nll", "grm_sft", "grm_dpo_noref", "grm_dpo"] = "mean_nll"
-    text_beta: Number = 0.1
+    text_beta: Rate = 0.1
     weighting: Weighting = "probability"
     form: Literal["mutual_bce", "plain_log", "l1", "l2", "martingale"] = "mutual_bce"
     centering: Literal["response", "positions", "none"] = "response"
-    center_rewards: Number = 0.0  # TRL's `center_rewards_coefficient`; 0 = off
+    center_rewards: Weight = 0.0  # TRL's `center_rewards_coefficient`; 0 = off
     margin: Flag = False  # subtract the rating difference in the Bradley-Terry term, where the data have ratings
     head: Literal["linear", "mlp"] = "linear"  # "mlp": dropout, linear to `mlp_size`, ReLU, linear (GRM's head)
-    mlp_size: Count = 1024
+    mlp_size: Size = 1024
     frozen_backbone: Flag = False  # train the head alone
     gradient_checkpointing: Flag = False
     padding_free: Flag = False  # pack the responses of a batch into few full rows (see `training.ICRMConfig`)
@@ -152,7 +159,7 @@ class DownstreamSettings:
 
     judge: Text = ""  # one-label reward model, a directory or hub id; on the testbed the gold score is the judge
     prompts: Count = 0  # of each split, at most; 0 = all
-    max_new_tokens: Count = 128  # longest response
+    max_new_tokens: Size = 128  # longest response
 
 
 @_schema
@@ -229,6 +236,9 @@ def build(schema: type, values: dict[str, Any], where: str) -> Any:
         raise ValueError(_first_fault(schema, error, where)) from error
 
 
+BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}
+
+
 def _first_fault(schema: type, error: ValidationError, where: str) -> str:
     fault = error.errors(include_url=False)[0]
     *sections, key = fault["loc"]
@@ -241,5 +251,8 @@ def _first_fault(schema: type, error: ValidationError, where: str) -> str:
         return f"{where}: the key {key!r} is missing; add it"
     if fault["type"] == "literal_error":
         return f"{where}: {key}: unknown value {value!r}; {nearest(str(value), list(get_args(known[key])))}"
-    kind = "a mapping of settings" if hasattr(known[key], "__dataclass_fields__") else get_args(known[key])[0].__name__
+    if fault["type"] in BOUNDS:
+        bound = next(iter(fault["ctx"].values()))
+        return f"{where}: {key}: expected a number {BOUNDS[fault['type']]} {bound:g}, got {value!r}; correct the value"
+    kind = "a mapping of settings" if is_dataclass(known[key]) else get_args(known[key])[0].__name__
     return f"{where}: {key}: expected {kind}, got {value!r}; correct the value"

@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 # What decides a number in a record; printed at the start of every notebook and stored with every result.
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 # Warnings of libraries about each other that nobody here can act on; the pattern matches where a message begins.
 KNOWN_WARNINGS = (
     r"`(is_)?gradient_checkpointing` is deprecated",  # transformers, of the name that TRL and PEFT use
 )
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy")
 
 
 def project_root(start: str | Path | None = None) -> Path:

@@ -45,7 +45,7 @@ def test_values_are_read_and_the_rest_keeps_its_defaults(write):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("2", 2.0), ("'1e-5'", 1e-5), ("-0.5", -0.5)]
+    ("text", "value"), [("1e-5", 1e-5), ("1.0e-5", 1e-5), ("2", 2.0), ("'1e-5'", 1e-5), ("+0.5", 0.5)]
 )
 def test_a_float_may_be_written_as_people_write_it(write, text, value):
     rate = write(f"reward_model:\n  learning_rate: {text}\n").reward_model.learning_rate
@@ -79,6 +79,14 @@ def test_a_float_may_be_written_as_people_write_it(write, text, value):
         ("reward_model:\n  quantization: 8bit", "unknown value '8bit'; did you mean '4bit'"),
         ("generator:\n  kind: exct", "mine.yaml: generator: kind: unknown value 'exct'; did you mean 'exact'"),
         ("generator:\n  engine: 3", "unknown value 3; known: transformers, vllm"),
+        ("reward_model:\n  lora_rank: -1", "mine.yaml: reward_model: lora_rank: expected a number >= 1, got -1"),
+        ("reward_model:\n  batch_size: 0", "expected a number >= 1, got 0"),
+        ("reward_model:\n  consistency_weight: 1", "consistency_weight: expected a number < 1, got 1"),
+        ("reward_model:\n  label_smoothing: 0.9", "expected a number < 0.5, got 0.9"),
+        ("reward_model:\n  learning_rate: -0.5", "learning_rate: expected a number >= 0, got -0.5"),
+        ("reward_model:\n  epochs: 0", "epochs: expected a number > 0, got 0"),
+        ("generator:\n  top_p: 3", "top_p: expected a number <= 1, got 3"),
+        ("data:\n  max_length: 0", "expected a number >= 1, got 0"),
         ("name: other", "named after its file; remove the key 'name'"),
     ],
 )

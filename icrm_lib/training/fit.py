@@ -71,8 +71,7 @@ def train_reward_model(
         the finished trainer.
 
     Raises:
-        ValueError: an unknown kind of head or quantization, a step that the processes cannot share, or checkpoints of
-            another training.
+        ValueError: a step that the processes cannot share, or checkpoints of another training.
         FloatingPointError: a loss, a gradient or a weight is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
