@@ -56,10 +56,17 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_or_damaged_one_is(monkey
 
 
 def test_one_failing_cell_does_not_stop_the_others():
-    cells = [Cell("bt", 8, changes=(("consistency_weight", 2.0),)), Cell("bt", 8)]
-    with pytest.raises(ValueError, match="consistency_weight must be in"):
+    cells = [Cell("outcome", 8, changes=(("positive_weight", 0.1),)), Cell("bt", 8)]
+    with pytest.raises(ValueError, match="go with loss='bradley_terry'"):
         run_grid(MICRO, cells, tuned={}, workers=0)
     assert (cells_folder(MICRO) / "bt-seed_8.json").exists()
+
+
+def test_settings_out_of_range_are_refused_before_any_cell_runs():
+    cells = [Cell("icrm", 9, changes=(("consistency_weight", 2.0),)), Cell("bt", 9)]
+    with pytest.raises(ValueError, match="consistency_weight"):
+        run_grid(MICRO, cells, tuned={}, workers=0)
+    assert not (cells_folder(MICRO) / "bt-seed_9.json").exists()
 
 
 DRIVER = """
