@@ -88,12 +88,12 @@ def best_so_far(alive: np.ndarray, rewards: np.ndarray, keep: int) -> np.ndarray
     return alive[np.sort(np.argsort(-rewards, kind="stable")[:keep])]
 
 
-def schedules(tokens: Iterable[int], keeps: Iterable[int], *, most_cuts: int = 3) -> list[Schedule]:
-    """Return every schedule with one to `most_cuts` cuts at some of the given lengths."""
+def schedules(tokens: Iterable[int], keeps: Iterable[int]) -> list[Schedule]:
+    """Return every schedule with one to three cuts at some of the given lengths."""
     tokens, keeps = sorted(set(tokens)), sorted(set(keeps), reverse=True)
     return [
         Schedule(tuple(zip(at, kept, strict=True)))
-        for cuts in range(1, most_cuts + 1)
+        for cuts in (1, 2, 3)
         for at in combinations(tokens, cuts)
         for kept in combinations(keeps, cuts)
     ]
@@ -174,33 +174,30 @@ def sample_with_early_rejection(
     """
     torch.manual_seed(prompt_seed(settings.seed, prompt))
     start = torch.tensor(prompt_ids(tokenizer, prompt), device=policy.device)
-    sequences = [[] for _ in range(settings.n)]
-    alive, rewards = np.arange(settings.n), np.empty(0)
+    sequences: list[list[int]] = [[] for _ in range(settings.n)]
+    alive, ended = np.arange(settings.n), np.zeros(settings.n, dtype=bool)
     cache, stops = None, closing_token_ids(tokenizer)
     cuts = [cut for cut in schedule.cuts if cut[0] < settings.max_new_tokens]
     for tokens, keep in [*cuts, (settings.max_new_tokens, settings.n)]:
-        running = [i for i in alive if not _ended(sequences[i], stops)]
-        if running:
+        running = alive[~ended[alive]]
+        if len(running):
             cache = _continue(policy, tokenizer, start, sequences, running, tokens, settings, cache)
-        rewards = _rewards_so_far(reward_model, tokenizer, prompt, [sequences[i] for i in alive], stops)
+            ended[running] = [sequences[i][-1] in stops for i in running]
+        texts = [tokenizer.decode(sequences[i], skip_special_tokens=True) for i in alive]
+        rewards = reward_model.score_prefixes(prompt, texts, ended[alive].tolist())
         if not np.isfinite(rewards).all():
             raise ValueError(f"the reward model gave {rewards[~np.isfinite(rewards)][0]}; try it in float32")
         kept = best_so_far(alive, rewards, keep)
-        rewards = rewards[np.isin(alive, kept)]
+        rewards, alive = rewards[np.isin(alive, kept)], kept
         # The cache has a row for each that ran; it goes on with those that are kept and still unfinished.
-        rows = [row for row, i in enumerate(running) if i in kept and not _ended(sequences[i], stops)]
-        if running and rows:
+        rows = np.flatnonzero(np.isin(running, kept) & ~ended[running])
+        if len(rows):
             cache.batch_select_indices(torch.tensor(rows, device=policy.device))
-        alive = kept
     pick = int(alive[rewards.argmax()])
     ids = sequences[pick]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    used = sum(map(len, sequences))
-    return Response(text, len(ids), _ended(ids, stops)), Rejection(pick, used, float("nan"))
-
-
-def _ended(ids: list[int], stops: Sequence[int]) -> bool:
-    return bool(ids) and ids[-1] in stops
+    rejection = Rejection(pick, sum(map(len, sequences)), float("nan"))
+    return Response(text, len(ids), bool(ended[pick])), rejection
 
 
 def _continue(policy, tokenizer, start, sequences, running, tokens, settings, cache) -> DynamicCache:
@@ -214,9 +211,3 @@ def _continue(policy, tokenizer, start, sequences, running, tokens, settings, ca
     for i, row in zip(running, output.sequences[:, len(start) :].tolist(), strict=True):
         sequences[i] = until_closing(row, stops)
     return output.past_key_values
-
-
-def _rewards_so_far(reward_model, tokenizer, prompt, sequences, stops) -> np.ndarray:
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in sequences]
-    finished = [_ended(ids, stops) for ids in sequences]
-    return reward_model.score_prefixes(prompt, texts, finished)

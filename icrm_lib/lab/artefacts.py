@@ -40,13 +40,7 @@ class Artefacts:
         return self.folder / f"{noun}-{records.fingerprint(key)}"
 
     def get(
-        self,
-        noun: str,
-        key: dict[str, Any],
-        make: Callable,
-        *given: Any,
-        trains: bool = False,
-        together: bool = False,
+        self, noun: str, key: dict[str, Any], make: Callable, *given: Any, trains: bool = False, together: bool = False
     ) -> Path:
         """Return the folder of an artefact; `make(*given, folder)` fills it when it is missing or not whole.
 
@@ -175,7 +169,6 @@ def _imported(tree: ast.Module, package: str) -> Iterator[str]:
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
     return tree

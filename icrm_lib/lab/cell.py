@@ -115,17 +115,15 @@ def plain(value: Any) -> Any:
     return value
 
 
-DEFAULTS = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
-
-
 def is_finished(path: Path, config: dict) -> bool:
     """Say whether a cell's record is there and was made with the same settings.
 
     A setting that came after the record counts as the same while it has its default: that is what the code did then.
     """
+    defaults = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
     try:
         stored = records.read_json(path)["config"]
-        return stored == _as_known(config, stored, plain(DEFAULTS))
+        return stored == _as_known(config, stored, plain(defaults))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -1,6 +1,7 @@
 """A profile's preference pairs: read or generated, split by prompt, tokenised."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -200,12 +201,10 @@ class Data:
             `chosen` and `rejected`: lists of conversations; `prompt_id`: what to cluster intervals by.
         """
         kept = set(self.tokenized[split]["line"])
-        rows = [row for row in self.pairs[split] if row["line"] in kept]
-        sides = {
-            side: [[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in rows]
-            for side in ("chosen", "rejected")
-        }
-        return {**sides, "prompt_id": [row["prompt_id"] for row in rows]}
+        pairs = self.pairs[split]
+        rows = pairs.select([row for row, line in enumerate(pairs["line"][:]) if line in kept])
+        sides = {side: replied(rows["prompt"], rows[side]) for side in ("chosen", "rejected")}
+        return {**sides, "prompt_id": rows["prompt_id"][:]}
 
     def prompts(self, split: str) -> list[Conversation]:
         """Return the prompts of a split, each once, as conversations that end with the user's turn."""
@@ -216,3 +215,8 @@ class Data:
         pairs = self.pairs[split]
         first = {prompt_id: row for row, prompt_id in reversed(list(enumerate(pairs["prompt_id"][:])))}
         return pairs.select(sorted(first.values())[:most])["prompt"][:]
+
+
+def replied(prompts: Iterable[Conversation], replies: Iterable[str]) -> list[Conversation]:
+    """Return the conversations that prompts make with their replies."""
+    return [[*prompt, {"role": "assistant", "content": reply}] for prompt, reply in zip(prompts, replies, strict=True)]

@@ -131,11 +131,7 @@ def _prepare(profile: Profile, cell: Cell) -> None:
 
 
 def tune(
-    profile: Profile,
-    cells: Iterable[Cell],
-    *,
-    folder: Path | None = None,
-    workers: int | None = None,
+    profile: Profile, cells: Iterable[Cell], *, folder: Path | None = None, workers: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Run the trials of what some cells need tuned, and choose by accuracy on the noisy labels of validation pairs.
 

@@ -17,14 +17,15 @@ from icrm_lib.testbed import Language
 from icrm_lib.training import reads_generator, statistic_of
 from icrm_lib.training.collation import REFERENCE_COLUMNS, STEP_COLUMNS
 
-CONFOUNDED = {"length_confounding": 0.5}
 
-
-def _workspace(profile: Profile, **changes: Any) -> Workspace:
-    """A workspace of the profile with some sections changed, e.g. `language={"clauses": ...}`, and a seed."""
-    seed = changes.pop("seed", 0)
+def _workspace(profile: Profile, seed: int = 0, **changes: Any) -> Workspace:
+    """A workspace of the profile with some sections changed, e.g. `language={"clauses": ...}`."""
     sections = {name: replace(getattr(profile, name), **values) for name, values in changes.items()}
     return Workspace(replace(profile, **sections), seed=seed)
+
+
+def _language(data: str) -> dict[str, Any]:
+    return {"length_confounding": 0.5} if data == "confounded" else {}
 
 
 @cache
@@ -47,33 +48,26 @@ def training_workspace(profile: Profile, cell: Cell) -> Workspace:
 
 @cache
 def _training_workspace(profile: Profile, seed: int, data: str, pairs: int, base: str) -> Workspace:
-    changes: dict[str, Any] = {"seed": seed, "base_model": {"name": base_model(profile, base)}}
-    if data == "confounded":
-        changes["language"] = CONFOUNDED
-    if pairs:
-        changes["data"] = {"train_pairs": pairs}
-    return _workspace(profile, **changes)
+    changes = {"language": _language(data), "data": {"train_pairs": pairs} if pairs else {}}
+    return _workspace(profile, seed, **changes, base_model={"name": base_model(profile, base)})
 
 
 def generator_workspace(profile: Profile, cell: Cell) -> Workspace:
     """The workspace whose generator weights a cell's pairs: fitted on the seed's pairs of the profile's number."""
-    changes: dict[str, Any] = {"seed": cell.seed, "base_model": {"name": base_model(profile)}}
+    base, language, generator = "base", _language(cell.data), {}
     kind, _, value = cell.generator.partition(" ")
-    if cell.data == "confounded":
-        changes["language"] = CONFOUNDED
     if kind == "exact":
-        changes["generator"] = {"kind": "exact"}
+        generator = {"kind": "exact"}
     elif kind == "temperature":
-        changes["generator"] = {"temperature": float(value)}
+        generator = {"temperature": float(value)}
     elif kind == "small":
-        changes["base_model"] = {"name": base_model(profile, "small")}
+        base = "small"
     elif kind == "under-trained":
-        changes["base_model"] = {"name": base_model(profile, "under-trained")}
-        changes["generator"] = {"kind": "base"}
+        base, generator = "under-trained", {"kind": "base"}
     elif kind == "another":  # other tastes in verbs, and a quality that keeps changing instead of persisting
-        changes["language"] = {"seed": 1000, "persistence": 0.1, "held_out_verbs": 0.0}
-        changes["generator"] = {"kind": "exact"}
-    return _workspace(profile, **changes)
+        language, generator = {"seed": 1000, "persistence": 0.1, "held_out_verbs": 0.0}, {"kind": "exact"}
+    changes = {"base_model": {"name": base_model(profile, base)}, "language": language, "generator": generator}
+    return _workspace(profile, cell.seed, **changes)
 
 
 def policy_workspace(profile: Profile) -> Workspace:

@@ -10,8 +10,9 @@ import numpy as np
 from icrm_lib.best_of_n import early_rejection, pick_weights
 from icrm_lib.best_of_n.rejection import choose_schedule, schedules, try_schedules
 from icrm_lib.lab.cells import Cell
+from icrm_lib.lab.data import replied
 from icrm_lib.lab.inputs import policy_workspace
-from icrm_lib.lab.workspace import Workspace, answered
+from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.sampling import SamplingSettings
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.profiles import Profile
@@ -79,7 +80,7 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
         raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
     kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
-    talks = answered(prompts, samples)
+    talks = replied([prompts[i] for i in samples["prompt"]], samples["response"])
     tokens = tokenize_conversations(tokenizer, talks)
     return Pool(
         rows=[row.input_ids for row in tokens],
@@ -135,32 +136,35 @@ def _early(pool: Pool, scored: list[np.ndarray]) -> dict[str, dict[str, Any]]:
     candidates (`full`), their difference (`loss`), and of picks among as many whole candidates as its tokens would buy
     (`same_tokens`). A budget below that of every schedule has no entry.
     """
-    prompts, candidates = pool.gold.shape
+    candidates = pool.gold.shape[1]
     started = min(STARTED, candidates)
-    groups = [range(g * started, (g + 1) * started) for g in range(candidates // started)]
-    by_prompt = [scored[p * candidates : (p + 1) * candidates] for p in range(prompts)]
-    validation, test = np.flatnonzero(pool.validation), np.flatnonzero(~pool.validation)
-    candidates_of = [[by_prompt[p][i] for i in group] for p in validation for group in groups]
-    worth = [pool.gold[p, list(group)] for p in validation for group in groups]
-    tried = try_schedules(candidates_of, worth, schedules(CUTS_AT, KEEPS))
-    last = np.array([values[-1] for values in scored]).reshape(prompts, candidates)
-    whole = {n: [float(pick_weights(last[p], n) @ pool.gold[p]) for p in test] for n in range(1, started + 1)}
+    groups = np.arange(candidates // started * started).reshape(-1, started)
+
+    def grouped(prompts: np.ndarray) -> tuple[list[list[np.ndarray]], list[np.ndarray]]:
+        pairs = [(prompt, group) for prompt in np.flatnonzero(prompts) for group in groups]
+        return [[scored[p * candidates + i] for i in group] for p, group in pairs], [pool.gold[p, g] for p, g in pairs]
+
+    def by_prompt(picks: list[int]) -> np.ndarray:
+        return np.array([gold[pick] for gold, pick in zip(worth, picks, strict=True)]).reshape(-1, len(groups)).mean(1)
+
+    tried = try_schedules(*grouped(pool.validation), schedules(CUTS_AT, KEEPS))
+    rewards, worth = grouped(~pool.validation)
+    full = by_prompt([int(np.argmax([values[-1] for values in group])) for group in rewards])
+    last = np.array([values[-1] for values in scored]).reshape(pool.gold.shape)[~pool.validation]
     results = {}
     for budget in [b for b in BUDGETS if b >= min(one.share for one in tried)]:
         schedule = choose_schedule(tried, budget).schedule
-        gold, full, tokens, all_tokens = [], [], 0, 0
-        for p in test:
-            runs = [early_rejection([by_prompt[p][i] for i in group], schedule) for group in groups]
-            gold.append(float(np.mean([pool.gold[p, g[run.pick]] for g, run in zip(groups, runs, strict=True)])))
-            full.append(float(np.mean([pool.gold[p, g[last[p, list(g)].argmax()]] for g in groups])))
-            tokens, all_tokens = tokens + sum(r.tokens for r in runs), all_tokens + sum(r.full_tokens for r in runs)
-        share = tokens / all_tokens
+        runs = [early_rejection(group, schedule) for group in rewards]
+        gold = by_prompt([run.pick for run in runs])
+        share = sum(run.tokens for run in runs) / sum(run.full_tokens for run in runs)
+        n = max(1, round(share * started))
+        same = [float(pick_weights(s, n) @ g) for s, g in zip(last, pool.gold[~pool.validation], strict=True)]
         results[f"{budget:.0%}"] = {
             "cuts": [list(cut) for cut in schedule.cuts],
             "share": float(share),
-            "gold": gold,
-            "full": full,
-            "loss": [a - b for a, b in zip(full, gold, strict=True)],
-            "same_tokens": whole[max(1, round(share * started))],
+            "gold": gold.tolist(),
+            "full": full.tolist(),
+            "loss": (full - gold).tolist(),
+            "same_tokens": same,
         }
     return results

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib.generator import model_scorer
 from icrm_lib.lab.cells import ON_POLICY, Cell
+from icrm_lib.lab.data import replied
 from icrm_lib.lab.inputs import policy_workspace
-from icrm_lib.lab.workspace import Workspace, answered
+from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.samples import sample
 from icrm_lib.language_model.sampling import SamplingSettings, greedy
@@ -77,7 +78,7 @@ def measure_policies(
     """
     tokenizer, prompts = workspace.tokenizer, workspace.prompts("train")
     samples = training_samples(workspace)
-    scored = score_talks(tokenizer, rewards, answered(prompts, samples))
+    scored = score_talks(tokenizer, rewards, replied([prompts[i] for i in samples["prompt"]], samples["response"]))
     level = float(np.mean(np.concatenate(scored)))
 
     def outcome(talks: list[Conversation]) -> list[float]:
@@ -136,13 +137,9 @@ def training_samples(workspace: Workspace) -> pd.DataFrame:
 
 
 def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:
-    sides = [
-        workspace.judge([[*row["prompt"], {"role": "assistant", "content": row[side]}] for row in pairs])
-        for side in ("chosen", "rejected")
-    ]
-    differences = sides[0] - sides[1]
-    unequal = [value > 0 for value in differences if value != 0]
-    return float(np.mean(unequal)) if unequal else float("nan")
+    chosen, rejected = (workspace.judge(replied(pairs["prompt"], pairs[side])) for side in ("chosen", "rejected"))
+    unequal = (chosen > rejected)[chosen != rejected]
+    return float(np.mean(unequal)) if len(unequal) else float("nan")
 
 
 def _judged(
@@ -158,17 +155,13 @@ def _judged(
     settings = SamplingSettings(n=GROUP, max_new_tokens=longest, seed=2)
     with tempfile.TemporaryDirectory() as folder:
         samples = sample(policy, tokenizer, prompts, settings, Path(folder) / "samples.jsonl")
-    talks = answered(prompts, samples)
+    talks = replied([prompts[i] for i in samples["prompt"]], samples["response"])
     rows = tokenize_conversations(tokenizer, talks)
     asked = [(row.input_ids, row.prompt_length) for row in rows]
     ours, theirs = (model_scorer(model, tokenizer.pad_token_id)(asked) for model in (policy, reference))
     gold = workspace.judge(talks).reshape(len(prompts), GROUP)
-    replies = [
-        [*prompt, {"role": "assistant", "content": response.text}]
-        for prompt, response in zip(prompts, written, strict=True)
-    ]
     return {
-        "greedy": workspace.judge(replies).tolist(),
+        "greedy": workspace.judge(replied(prompts, [response.text for response in written])).tolist(),
         "sampled": gold.mean(1).tolist(),
         "tokens": samples["tokens"].to_numpy().reshape(len(prompts), GROUP).mean(1).tolist(),
         "kl": float(np.mean([(a - b).sum() for a, b in zip(ours, theirs, strict=True)])),

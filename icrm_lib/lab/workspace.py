@@ -187,16 +187,15 @@ class Workspace(Data):
         settings = method_settings(self.profile.reward_model, method)
         train = self._training_pairs(method, settings)
         weighted = reads_generator(settings)
+        labels = [name for name in ("margin", *LABEL_KEYS) if name in train.column_names]
         key = {
             "base_model": model_fingerprint(self.base_model),
             "settings": asdict(settings),
             "pairs": data_fingerprint(train),
-            "margin": records.fingerprint(train["margin"][:]) if "margin" in train.column_names else None,
+            "labels": {name: records.fingerprint(train[name][:]) for name in labels},
             "generator": [asdict(self.profile.generator), self._generator_key()] if weighted else None,
             "seeds": [self.seed, seed],
         }
-        if labels := [name for name in LABEL_KEYS if name in train.column_names]:
-            key["labels"] = records.fingerprint([train[name][:] for name in labels])
 
         def make(folder: Path, checkpoints: Path) -> None:
             rows = self.add_logprobs(train, statistic_of(settings)) if weighted else train
@@ -237,8 +236,3 @@ class Workspace(Data):
             shown = runtime.display_path(runtime.resolve_path(source)) if is_file(source) else source
             config["data"] = config["data"] | {"preferences": shown}
         return records.write_record(noun, self.profile.name, config, metrics)
-
-
-def answered(prompts: Sequence[Conversation], samples: pd.DataFrame) -> list[Conversation]:
-    """Return the conversations that samples (see `Workspace.samples`) make with their prompts, row by row."""
-    return [[*prompts[row.prompt], {"role": "assistant", "content": row.response}] for row in samples.itertuples()]

@@ -1,7 +1,7 @@
 """DPO: preference pairs from a policy's samples, the training, and the reward that the trained policy implies."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 import regex
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from icrm_lib import runtime
@@ -21,8 +21,9 @@ from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.tokenization import Conversation
 
 
-def normalised(text: str) -> str:
-    """Return a text without what does not make two prompts different: case, white space, punctuation, Unicode form."""
+def _normalised(prompt: Conversation) -> str:
+    """A prompt's text without what makes no other prompt of it: case, white space, punctuation, Unicode form."""
+    text = " ".join(message["content"] for message in prompt)
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(regex.sub(r"[^\w\s]+", " ", folded).split())
 
@@ -57,7 +58,7 @@ def pairs_from_samples(
         raise ValueError(
             f"need {len(samples)} finite scores, one a sample: got {len(scores)}, {np.isfinite(scores).sum()} finite"
         )
-    banned = {_text(prompt) for prompt in held_out}
+    banned = {_normalised(prompt) for prompt in held_out}
     rows, left_out = [], {"held_out": 0, "tied": 0, "identical": 0, "unfinished": 0}
     samples = samples.assign(score=scores)
     if "finished" in samples:
@@ -65,7 +66,7 @@ def pairs_from_samples(
         samples = samples[samples["finished"]]
     for index, group in samples.groupby("prompt", sort=False):
         best, worst = group.loc[group["score"].idxmax()], group.loc[group["score"].idxmin()]
-        if _text(prompts[index]) in banned:
+        if _normalised(prompts[index]) in banned:
             left_out["held_out"] += 1
         elif best["score"] == worst["score"]:
             left_out["tied"] += 1
@@ -74,10 +75,6 @@ def pairs_from_samples(
         else:
             rows.append({"prompt": prompts[index], "chosen": best["response"], "rejected": worst["response"]})
     return Dataset.from_list(rows), left_out
-
-
-def _text(prompt: Conversation) -> str:
-    return normalised(" ".join(message["content"] for message in prompt))
 
 
 def train_dpo(
@@ -109,6 +106,8 @@ def train_dpo(
     """
     if not len(pairs):
         raise ValueError("no pairs to train on; a reward that is the same for all responses gives none")
+    given, sides = pairs.select_columns(["prompt", "chosen", "rejected"]), ("chosen", "rejected")
+    rows = [row | {side: [{"role": "assistant", "content": row[side]}] for side in sides} for row in given]
     args = DPOConfig(
         **trainer_arguments(settings, folder, seed),
         beta=beta,
@@ -116,25 +115,7 @@ def train_dpo(
         gradient_accumulation_steps=settings.accumulation,
         max_length=None,
     )
-    trainer = DPOTrainer(
-        starting_policy(base_model),
-        args=args,
-        train_dataset=_conversations(pairs),
-        processing_class=tokenizer,
-        peft_config=lora_config(settings),
-        callbacks=[LogFile(folder / "log.jsonl")],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer
-
-
-def _conversations(pairs: Dataset) -> Dataset:
-    def turn(row: dict) -> dict:
-        return {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
-
-    rows = [{"prompt": row["prompt"], **turn(row)} for row in pairs.select_columns(["prompt", "chosen", "rejected"])]
-    return Dataset.from_list(rows)
+    return train_policy(DPOTrainer, args, rows, base_model, tokenizer, settings)
 
 
 def trainer_arguments(settings: RewardModelSettings, folder: Path, seed: int) -> dict[str, Any]:
@@ -158,8 +139,26 @@ def trainer_arguments(settings: RewardModelSettings, folder: Path, seed: int) ->
     }
 
 
-def starting_policy(base_model: str | Path) -> PreTrainedModel:
-    return load_causal_lm(base_model, dtype=torch.bfloat16 if runtime.device() == "cuda" else torch.float32)
+def train_policy(
+    trainer: Callable,
+    args: TrainingArguments,
+    rows: list[dict],
+    base_model: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RewardModelSettings,
+) -> Trainer:
+    """Train the base model with LoRA by one of TRL's trainers; return this."""
+    training = trainer(
+        load_causal_lm(base_model, dtype=torch.bfloat16 if args.bf16 else torch.float32),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings),
+        callbacks=[LogFile(Path(args.output_dir) / "log.jsonl")],
+    )
+    training.remove_callback(PrinterCallback)
+    training.train()
+    return training
 
 
 def implicit_rewards(

@@ -1,15 +1,13 @@
 """Training a policy on its own samples by GRPO."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from icrm_lib.language_model.causal import lora_config
-from icrm_lib.language_model.checkpoints import LogFile
-from icrm_lib.policy.dpo import starting_policy, trainer_arguments
+from icrm_lib.policy.dpo import train_policy, trainer_arguments
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.tokenization import Conversation
 
@@ -29,13 +27,11 @@ def train_grpo(
     """Train a policy on its own samples by GRPO (arXiv 2402.03300) with LoRA.
 
     Args:
-        base_model: local directory or hub id of a causal language model.
-        tokenizer: its tokenizer, prepared.
+        base_model, tokenizer, folder: as in `train_dpo`.
         prompts: conversations that end with a user turn; what fills no batch of a pass is left out of that pass.
         reward: conversations with responses -> one number each, e.g. `RewardModel.score`.
         settings: LoRA and learning rate are read; `epochs` is how often each prompt is sampled, `batch_size` how many
             prompts a step has.
-        folder: for `log.jsonl`.
         seed: of LoRA, data order and samples.
         group: samples a prompt; a reward counts by its distance from the mean of its group.
         max_new_tokens: longest response.
@@ -63,15 +59,6 @@ def train_grpo(
         num_generations=group,
         max_completion_length=max_new_tokens,
     )
-    trainer = GRPOTrainer(
-        starting_policy(base_model),
-        reward_funcs=reward_function,
-        args=args,
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
-        processing_class=tokenizer,
-        peft_config=lora_config(settings),
-        callbacks=[LogFile(folder / "log.jsonl")],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return trainer
+    rows = [{"prompt": prompt} for prompt in prompts]
+    trainer = partial(GRPOTrainer, reward_funcs=reward_function)
+    return train_policy(trainer, args, rows, base_model, tokenizer, settings)

@@ -6,17 +6,7 @@ from dataclasses import fields, replace
 import pytest
 from tiny import micro_grid
 
-from icrm_lib.lab.cells import (
-    COMPOSED,
-    EVERY_METHOD,
-    MAIN,
-    TRUTH,
-    WEIGHTS,
-    Cell,
-    studies,
-    tuned_as,
-    tuning_cells,
-)
+from icrm_lib.lab.cells import COMPOSED, EVERY_METHOD, MAIN, TRUTH, WEIGHTS, Cell, studies, tuned_as, tuning_cells
 from icrm_lib.lab.inputs import settings_of
 from icrm_lib.methods import METHODS
 from icrm_lib.profiles import RewardModelSettings

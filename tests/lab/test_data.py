@@ -40,11 +40,7 @@ def test_the_language_is_the_profiles():
 
 
 def test_own_file_is_split_by_prompt_and_capped(own, own_file):
-    assert {split: len(data) for split, data in own.pairs.items()} == {
-        "train": 24,
-        "validation": 6,
-        "test": 8,
-    }
+    assert {split: len(data) for split, data in own.pairs.items()} == {"train": 24, "validation": 6, "test": 8}
     prompts = [set(data["prompt_id"]) for data in own.pairs.values()]
     assert all(not a & b for i, a in enumerate(prompts) for b in prompts[:i])
     source = {"preferences": own_file, "base_model": "scratch", "folder": own.folder}

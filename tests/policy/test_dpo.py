@@ -98,9 +98,6 @@ def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-# Training
-
-
 def test_the_loss_of_the_untrained_policy_is_log_2(base_model, tokenizer, texts, tmp_path):
     settings = RewardModelSettings(**TINY, epochs=2, learning_rate=0.0)
     train_dpo(base_model, tokenizer, texts, settings, folder=tmp_path, seed=0)
