@@ -1,111 +1,65 @@
-"""Packing: every token once, little padding, and the same losses and gradients as a padded batch."""
+"""The collator: whose token is where, and weights shuffled in an order that stays with the response."""
 
+import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import FAMILIES, save_tiny
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from icrm_lib.preferences import LABEL_KEYS
-from icrm_lib.training.collation import STEP_COLUMNS
-from icrm_lib.training.config import ICRMConfig
-from icrm_lib.training.packing import MOST_PADDING, packing
-from icrm_lib.training.trainer import ICRMTrainer
+from icrm_lib.training.collation import DataCollatorForConsistency
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(0, 50))
-@settings(deadline=None, max_examples=200)
-def test_packing_holds_every_token_once_and_rows_in_one_piece(lengths, more):
-    width = max(lengths) + more
-    pack = packing(lengths, width)
-    tokens = pack[pack >= 0]
-    expected = [row * width + column for row, length in enumerate(lengths) for column in range(length)]
-    assert sorted(tokens.tolist()) == expected
-    assert (pack < 0).sum() <= MOST_PADDING * pack.numel()
-    for bin_row in pack:
-        steps = bin_row[bin_row >= 0].diff()
-        starts = bin_row[bin_row >= 0][1:][steps != 1]
-        assert (starts % width == 0).all()  # what does not continue begins a row
-        assert (bin_row.flip(0) >= 0).int().cumsum(0).bool().flip(0).equal(bin_row >= 0)  # empty at the end only
+@pytest.fixture
+def collate(tokenizer):
+    def collate(rows, **options):
+        return DataCollatorForConsistency(pad_token_id=tokenizer.pad_token_id, **options)(rows)
+
+    return collate
 
 
-def test_rows_of_one_length_stay_rows():
-    assert packing([5, 5, 5], 7).tolist() == [[row * 7 + column for column in range(5)] for row in range(3)]
+@pytest.fixture
+def weights(collate):
+    """The weights of each row's response tokens, chosen rows first."""
+
+    def weights(rows, **options):
+        batch = collate(rows, **options)
+        return [p[given].tolist() for p, given in zip(batch["token_probs"], batch["response_mask"], strict=True)]
+
+    return weights
 
 
-def test_kernels_that_know_of_packing_get_one_row():
-    pack = packing([5, 3, 9], 9, one_row=True)
-    assert pack.tolist() == [[*range(18, 27), *range(5), *range(9, 12)]]
+def test_collator_marks_the_response_and_its_closing_token(tokenizer, pairs_with_logprobs, collate):
+    batch = collate([pairs_with_logprobs[i] for i in range(4)])
+    for row in range(8):
+        source = pairs_with_logprobs[row % 4]
+        side = "chosen" if row < 4 else "rejected"
+        start, ids = source["prompt_length"], source[f"{side}_ids"]
+        assert batch["input_ids"][row][batch["response_mask"][row]].tolist() == ids[start:]
+        assert ids[-1] == tokenizer.eos_token_id
+        probs = batch["token_probs"][row]
+        want = torch.tensor(source[f"{side}_logprobs"]).exp()
+        torch.testing.assert_close(probs[batch["response_mask"][row]], want)
+        assert (probs[~batch["response_mask"][row]] == 0).all()
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    save_tiny(request.param, folder)
-    return folder
+def test_log_probabilities_of_other_data_are_refused(pairs_with_logprobs, collate):
+    row = dict(pairs_with_logprobs[0])
+    row["chosen_logprobs"] = row["chosen_logprobs"][:-1]
+    with pytest.raises(ValueError, match="belong to other data"):
+        collate([row, pairs_with_logprobs[1]])
 
 
-METHODS = {
-    "bt": {"consistency_weight": 0.0, "sft_weight": 0.0},
-    "icrm": {"sft_weight": 0.5},
-    "grm": {"consistency_weight": 0.0, "sft_weight": 0.3, "text_form": "grm_dpo_noref"},
-    "outcome": {"loss": "outcome", "sft_weight": 0.1},
-    "process": {"loss": "process", "sft_weight": 0.0},
-}
+def test_a_response_keeps_its_shuffled_order_in_every_epoch_and_company(pairs_with_logprobs, weights):
+    rows = [pairs_with_logprobs[i] for i in range(6)]
+    first, again, alone = (weights(given, shuffled=True) for given in (rows, rows, rows[2:3]))
+    assert first == again and [first[2], first[8]] == alone
+    straight = weights(rows)
+    assert all(sorted(a) == sorted(b) for a, b in zip(first, straight, strict=True))
+    assert sum(a != b for a, b in zip(first, straight, strict=True)) >= 10  # of 12
 
 
-def rows(tokenizer):
-    generator = torch.Generator().manual_seed(0)
-    result = []
-    for prompt, chosen, rejected in ((3, 30, 4), (9, 5, 6), (2, 2, 2)):
-        draw = torch.randint(5, 300, (prompt + chosen + rejected,), generator=generator).tolist()
-        row = {"prompt_length": prompt}
-        for side, part in (("chosen", draw[prompt : prompt + chosen]), ("rejected", draw[prompt + chosen :])):
-            row[f"{side}_ids"] = draw[:prompt] + part
-            row[f"{side}_logprobs"] = (-torch.rand(len(part), generator=generator)).tolist()
-            row[f"{side}_step_values"] = torch.rand(len(part), generator=generator).tolist()
-            row[f"{side}_label"] = float(side == "chosen")
-        result.append(row)
-    assert set(LABEL_KEYS + STEP_COLUMNS) <= set(result[0])
-    return result
-
-
-def loss_and_gradients(folder, method, padding_free, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    data = rows(tokenizer)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float64)
-    common = {"report_to": "none", "bf16": False, "use_cpu": True, "max_length": None, "gradient_checkpointing": False}
-    args = ICRMConfig(output_dir=str(tmp_path), padding_free=padding_free, **common, **METHODS[method])
-    trainer = ICRMTrainer(model, args, train_dataset=Dataset.from_list(data), processing_class=tokenizer)
-    trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    assert ("pack" in batch) == padding_free
-    places = batch["pack"].numel() if padding_free else batch["input_ids"].numel()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    gradients = {name: weight.grad for name, weight in trainer.model.named_parameters() if weight.grad is not None}
-    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
-    return loss.detach(), gradients, metrics, places
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_padding_free_changes_nothing_but_the_layout(family, method, tmp_path):
-    padded, gradients, metrics, places = loss_and_gradients(family, method, False, tmp_path)
-    packed, others, again, fewer = loss_and_gradients(family, method, True, tmp_path)
-    assert fewer < 0.7 * places
-    # In float64 but for Gemma's and Qwen's norms, the text term and the metrics.
-    torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-8)
-    assert set(gradients) == set(others)
-    for name, value in gradients.items():
-        torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
-    shared = sorted(set(metrics) & set(again))
-    assert len(shared) >= 5
-    assert [again[name] for name in shared] == pytest.approx([metrics[name] for name in shared], rel=1e-5, abs=1e-7)
-
-
-def test_centring_on_positions_needs_padding(tmp_path):
-    with pytest.raises(ValueError, match="drop one of them"):
-        ICRMConfig(output_dir=str(tmp_path), bf16=False, padding_free=True, centering="positions")
+def test_responses_of_one_length_are_shuffled_in_different_orders(pairs_with_logprobs, weights, rng):
+    row, orders = dict(pairs_with_logprobs[0]), set()
+    length = len(row["chosen_logprobs"])
+    for _ in range(8):
+        row["chosen_logprobs"] = np.sort(-rng.exponential(size=length))
+        orders.add(tuple(np.argsort(weights([row], shuffled=True)[0])))
+    assert len(orders) == 8
