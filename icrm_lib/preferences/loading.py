@@ -82,13 +82,10 @@ def load_preferences(
 
 
 def preference_rows(dataset: Dataset) -> tuple[Dataset, Report]:
-    """Bring preference pairs that are already a data set into the form that `load_preferences` returns.
+    """Bring preference pairs that are already a data set into the form that `load_preferences` returns, with a report.
 
     Args:
         dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
-
-    Returns:
-        Data set and report, as `load_preferences`.
 
     Raises:
         ValueError: not a single usable row.
@@ -183,22 +180,16 @@ def collect_preferences(
     carry: Sequence[str] = (),
     without: Mapping[str, Container[str]] | None = None,
 ) -> tuple[Dataset, Report]:
-    """Read preference pairs that come one by one; at most `BATCH` of them are Python objects at a time.
+    """Read preference pairs that come one by one; returns and raises as `load_preferences`.
 
     Args:
         name: of the source, for the report.
-        rows: (line, row) with rows as `load_preferences` describes them; a `BadRow` in place of a row is reported.
+        rows: (line, row) as of `rows.file_rows`; at most `BATCH` of them are Python objects at a time.
         strict: raise at the first bad row instead of leaving it out.
         file: Arrow file to write the rows to, which the result then reads from disk as it is asked (an existing one
             is overwritten; no data set may still read it). In memory when None.
         carry: keys of further numbers that every row has, kept as float64 columns; for example `LABEL_KEYS`.
         without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
-
-    Returns:
-        Data set and report, as `load_preferences`.
-
-    Raises:
-        ValueError: not a single usable row, or with `strict` a bad row.
     """
     report, tally = Report(name), Tally()
     schema = Features(_COLUMNS | {key: Value("float64") for key in carry}).arrow_schema

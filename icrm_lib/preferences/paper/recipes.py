@@ -69,8 +69,7 @@ def load_recipe(
         if name == "prm800k":
             reports = make_prm800k(data, folder, draw, seed)
         else:
-            make = make_unified if name == "unified-feedback" else make_skywork
-            reports = make(data, folder)
+            reports = (make_unified if name == "unified-feedback" else make_skywork)(data, folder)
         write_reports(folder, reports)
     reports = read_reports(folder)
     opened = zip(SPLITS, reports[-len(SPLITS) :], strict=True)

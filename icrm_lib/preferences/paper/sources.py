@@ -26,43 +26,37 @@ class Source:
     Attributes:
         name: hub id, or for `url` the project's.
         splits: published splits that a recipe reads; files are named after them.
-        download: command that brings the files to a machine with a network.
         config: the hub data set's configuration; empty for its only one.
         url: address of a file of JSON lines outside the hub; empty for a hub data set.
     """
 
     name: str
     splits: tuple[str, ...]
-    download: str
     config: str = ""
     url: str = ""
 
     @property
     def folder(self) -> str:
-        """Name of the folder that `download` makes."""
+        """Name of the folder that the command of `how_to_get` makes."""
         return self.name.rpartition("/")[2]
 
     def how_to_get(self) -> str:
         """Return a sentence that says how to bring the data to a machine without network."""
+        only = f" --include '{self.config}/*'" if self.config else ""
+        download = f"hf download {self.name} --repo-type dataset{only} --local-dir {self.folder}"
+        if self.url:
+            download = f"curl -L --create-dirs -O --output-dir {self.folder} {self.url}"
         return (
-            f"where there is a network, run `{self.download}`, copy the folder {self.folder!r} here and name the "
+            f"where there is a network, run `{download}`, copy the folder {self.folder!r} here and name the "
             "folder it lies in under data: files"
         )
 
 
-def _hub(name: str, splits: tuple[str, ...], config: str = "") -> Source:
-    only = f" --include '{config}/*'" if config else ""
-    download = f"hf download {name} --repo-type dataset{only} --local-dir {name.rpartition('/')[2]}"
-    return Source(name, splits, download, config)
-
-
-UNIFIED_FEEDBACK = _hub("llm-blender/Unified-Feedback", ("train", "val"), "all")
-SKYWORK = _hub("Skywork/Skywork-Reward-Preference-80K-v0.2", ("train",))
+UNIFIED_FEEDBACK = Source("llm-blender/Unified-Feedback", ("train", "val"), "all")
+SKYWORK = Source("Skywork/Skywork-Reward-Preference-80K-v0.2", ("train",))
 PRM800K = Source(
     "openai/prm800k",
     ("phase2_train",),
-    "curl -L --create-dirs -O --output-dir prm800k "
-    "https://github.com/openai/prm800k/raw/main/prm800k/data/phase2_train.jsonl",
     url="https://github.com/openai/prm800k/raw/main/prm800k/data/phase2_train.jsonl",
 )
 RECIPES = {
