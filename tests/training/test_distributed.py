@@ -13,9 +13,6 @@ import yaml
 from distributed_driver import CASES
 from safetensors.torch import load_file
 
-from icrm_lib.profiles import RewardModelSettings
-from icrm_lib.training.fit import shared_batch
-
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ICRM_UNATTENDED": "1"}
 pytestmark = pytest.mark.skipif(
@@ -78,19 +75,6 @@ def test_accelerate_trains_what_was_prepared(tmp_path):
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "2 processes" in trained.stdout and (project / "model/model.safetensors").is_file()
     assert len(list((project / "runs/smoke/artefacts").glob("reward_model-*"))) == 1
-
-
-@pytest.mark.parametrize(
-    ("batch", "accumulation", "processes", "want"),
-    [(2, 6, 1, (2, 6)), (6, 4, 2, (3, 4)), (3, 8, 2, (3, 4)), (4, 3, 2, (2, 3)), (2, 6, 4, None)],
-)
-def test_processes_share_a_step(batch, accumulation, processes, want):
-    settings = RewardModelSettings(batch_size=batch, accumulation=accumulation)
-    if want is None:
-        with pytest.raises(ValueError, match="4 processes cannot share a step of 6 batches of 2 pairs"):
-            shared_batch(settings, processes)
-    else:
-        assert shared_batch(settings, processes) == want
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)

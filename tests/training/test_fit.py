@@ -16,35 +16,31 @@ from icrm_lib.profiles import RewardModelSettings, build, known_profiles, load_p
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.reward_model.head import reward_head
 from icrm_lib.training.config import ICRMConfig
-from icrm_lib.training.fit import train_reward_model, unsharded_model
+from icrm_lib.training.fit import shared_batch, train_reward_model, unsharded_model
 
 TINY = RewardModelSettings(
     lora_rank=2, lora_alpha=4, epochs=1, batch_size=4, learning_rate=1e-2, mlp_size=8, sft_weight=0.01
 )
+SHARED = {item.name for item in dataclasses.fields(ICRMConfig)} & set(vars(TINY))
+MARGINS = np.linspace(0.5, 4, 8)
 
 
 @pytest.fixture(scope="module")
-def rows(pairs_with_logprobs):
+def rows(rich):
     """Eight pairs (two steps) with every column that a method may read but `margin`."""
-    rng = np.random.default_rng(0)
-
-    def columns(row, index):
-        new = {"chosen_label": 1.0, "rejected_label": float(index % 4 == 0)}
-        for side in ("chosen", "rejected"):
-            length = len(row[f"{side}_ids"]) - row["prompt_length"]
-            new[f"{side}_reference"] = -rng.uniform(20, 60)
-            new[f"{side}_negentropies"], new[f"{side}_logmargins"] = -rng.exponential(size=(2, length))
-            new[f"{side}_step_values"] = np.where(rng.random(length) < 0.6, math.nan, rng.random(length))
-        return new
-
-    return pairs_with_logprobs.select(range(8)).map(columns, with_indices=True)
+    return rich.select(range(8))
 
 
-def train(base_model, tokenizer, rows, folder, method, **changes):
-    settings = dataclasses.replace(method_settings(TINY, method), **changes)
-    if settings.margin:
-        rows = rows.add_column("margin", np.linspace(0.5, 4, len(rows)))
-    return train_reward_model(base_model, tokenizer, rows, settings, folder=folder, seed=0)
+@pytest.fixture
+def train(base_model, tokenizer, rows, tmp_path):
+    """Train by a method's name with some settings changed; the log goes to `tmp_path`."""
+
+    def train(method, bf16=None, **changes):
+        settings = dataclasses.replace(method_settings(TINY, method), **changes)
+        given = rows.add_column("margin", MARGINS) if settings.margin else rows
+        return train_reward_model(base_model, tokenizer, given, settings, folder=tmp_path, seed=0, bf16=bf16)
+
+    return train
 
 
 def final(folder):
@@ -61,34 +57,21 @@ def test_a_method_is_a_profile_with_some_settings_changed():
 
 
 @pytest.mark.parametrize("profile", known_profiles())
-def test_every_method_is_valid_in_every_profile(tmp_path, profile):
+def test_every_method_is_valid_in_every_profile(config, profile):
     own = load_profile(profile).reward_model
     for name, method in METHODS.items():
-        settings = build(
-            RewardModelSettings, dataclasses.asdict(own) | method.changes, name
-        )  # known names, right types
+        settings = build(RewardModelSettings, dataclasses.asdict(own) | method.changes, name)
         assert settings == method_settings(own, name)
-        known = {item.name for item in dataclasses.fields(ICRMConfig)} & set(vars(settings)) - {
-            "gradient_checkpointing"
-        }
-        ICRMConfig(output_dir=str(tmp_path), use_cpu=True, **{name: getattr(settings, name) for name in known})
-
-
-def test_settings_of_the_profile_are_named_and_preset_as_in_the_trainer(tmp_path):
-    preset = {item.name: item.default for item in dataclasses.fields(RewardModelSettings)}
-    ours = {item.name for item in dataclasses.fields(ICRMConfig)} - {i.name for i in dataclasses.fields(RewardConfig)}
-    args = ICRMConfig(output_dir=str(tmp_path), bf16=False, use_cpu=True)
-    assert ours - set(preset) == {"scale_decay", "scale_start"}
-    assert all(getattr(args, name) == preset[name] for name in ours & set(preset))
+        config(**{name: getattr(settings, name) for name in SHARED - {"gradient_checkpointing"}})
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_and_only_lora_and_the_head_move(base_model, tokenizer, rows, tmp_path, method):
-    trainer = train(base_model, tokenizer, rows, tmp_path, method)
+def test_a_method_trains_and_only_lora_and_the_head_move(train, base_model, tmp_path, method):
+    trainer = train(method)
     settings = method_settings(TINY, method)
     assert trainer.state.global_step == 2 and math.isfinite(final(tmp_path)["train_loss"])
     # every setting has reached the trainer; checkpoints are for trainings with a folder for them
-    for name in ({item.name for item in dataclasses.fields(ICRMConfig)} & set(vars(settings))) - {"save_steps"}:
+    for name in SHARED - {"save_steps"}:
         assert getattr(trainer.args, name) == getattr(settings, name), name
     assert trainer.args.center_rewards_coefficient == (settings.center_rewards or None)
     assert ("margin" in trainer.train_dataset.column_names) == settings.margin
@@ -109,12 +92,12 @@ def test_a_method_trains_and_only_lora_and_the_head_move(base_model, tokenizer, 
 
 
 @pytest.mark.parametrize("method", ["bt", "frozen_mlp"])
-def test_the_head_moves_from_where_the_seed_put_it(base_model, tokenizer, rows, tmp_path, method):
+def test_the_head_moves_from_where_the_seed_put_it(train, method):
     """Against runs at a vanishing rate, which stay at the start. (A last bias cancels in a difference of rewards.)"""
     heads = []
     for run, rate in enumerate((1e-2, 1e-30, 1e-30)):
         torch.manual_seed(run)  # what was drawn before plays no part
-        trainer = train(base_model, tokenizer, rows, tmp_path / str(run), method, learning_rate=rate)
+        trainer = train(method, learning_rate=rate)
         heads.append([v for v in reward_head(trainer.model).parameters() if v.requires_grad and v.dim() == 2])
     moved, start, again = heads
     assert len(start) == (1 if method == "bt" else 2)
@@ -122,56 +105,37 @@ def test_the_head_moves_from_where_the_seed_put_it(base_model, tokenizer, rows, 
     assert all(not torch.equal(a, b) for a, b in zip(start, moved, strict=True))
 
 
-def test_a_model_made_here_is_trained_without_a_word(base_model, tokenizer, rows, tmp_path, caplog):
-    train(base_model, tokenizer, rows, tmp_path, "frozen_mlp")
+def test_a_model_made_here_is_trained_without_a_word(train, caplog):
+    train("frozen_mlp")
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("method", ["bt", "bt_margin", "bt_centered"])
-def test_plain_methods_are_trl_to_the_bit(base_model, tokenizer, rows, tmp_path, method):
-    ours = train(base_model, tokenizer, rows, tmp_path / "ours", method)
+def test_plain_methods_are_trl_to_the_bit(train, config, base_model, tokenizer, rows, method):
     pairs = rows.select_columns(["chosen_ids", "rejected_ids"])
     if method == "bt_margin":
-        pairs = pairs.add_column("margin", np.linspace(0.5, 4, len(rows)))
-    args = RewardConfig(
-        output_dir=str(tmp_path / "theirs"),
-        per_device_train_batch_size=4,
+        pairs = pairs.add_column("margin", MARGINS)
+    args = config(
+        RewardConfig,
+        max_steps=-1,
         num_train_epochs=1,
-        learning_rate=1e-2,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
-        max_length=None,
-        bf16=False,
-        use_cpu=True,
         model_init_kwargs={"dtype": "float32"},
-        gradient_checkpointing=False,
         center_rewards_coefficient=0.01 if method == "bt_centered" else None,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
         seed=0,
     )
     lora = LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules="all-linear")
     theirs = RewardTrainer(str(base_model), args, train_dataset=pairs, processing_class=tokenizer, peft_config=lora)
     theirs.train()
-    values = ours.model.state_dict()
+    values = train(method).model.state_dict()
     assert all(torch.equal(value, values[name]) for name, value in theirs.model.state_dict().items())
 
 
-def test_the_head_trains_in_float32(base_model, tokenizer, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["icrm", "frozen_mlp", "grm_sft_mlp"])
+def test_the_head_trains_in_float32_on_a_bfloat16_backbone(train, tokenizer, rows, tmp_path, method):
     """Adapters are float32 anyway; a bfloat16 head would lose steps smaller than its rounding."""
-    half = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.bfloat16)
-    monkeypatch.setattr("trl.trainer.reward_trainer.create_model_from_path", lambda *args, **kwargs: half)
-    trained = train_reward_model(base_model, tokenizer, rows, TINY, folder=tmp_path, seed=0, bf16=True)
-    dtypes = {value.dtype for value in trained.model.parameters() if value.requires_grad}
-    assert dtypes == {torch.float32}
-    assert next(trained.model.get_base_model().model.parameters()).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("method", ["frozen_mlp", "grm_sft_mlp"])
-def test_an_mlp_head_trains_in_float32_on_a_bfloat16_backbone(base_model, tokenizer, rows, tmp_path, method):
-    settings = method_settings(TINY, method)
-    trained = train_reward_model(base_model, tokenizer, rows, settings, folder=tmp_path, seed=0, bf16=True)
+    trained = train(method, bf16=True)
     dtypes = {value.dtype for value in trained.model.parameters() if value.requires_grad}
     assert dtypes == {torch.float32} and math.isfinite(final(tmp_path)["train_loss"])
     assert trained.model.get_input_embeddings().weight.dtype == torch.bfloat16
@@ -191,10 +155,10 @@ def test_one_call_trains_and_the_result_saves(base_model, tokenizer, pairs_with_
     assert entries[0]["step"] == 5 and "bt_loss" in entries[0]
 
 
-def test_qlora_freezes_four_bits_and_saves_a_plain_model(base_model, tokenizer, rows, tmp_path):
+def test_qlora_freezes_four_bits_and_saves_a_plain_model(train, tokenizer, rows, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is an optional package")
-    settings = method_settings(dataclasses.replace(TINY, quantization="4bit"), "icrm")
-    trainer = train_reward_model(base_model, tokenizer, rows, settings, folder=tmp_path, seed=0)
+    settings = dataclasses.replace(TINY, quantization="4bit")
+    trainer = train("icrm", quantization="4bit")
     kinds = {type(weight).__name__ for weight in trainer.model.parameters()}
     assert "Params4bit" in kinds
     assert {weight.dtype for weight in trainer.model.parameters() if weight.requires_grad} == {torch.float32}
@@ -203,8 +167,19 @@ def test_qlora_freezes_four_bits_and_saves_a_plain_model(base_model, tokenizer, 
     assert not hasattr(whole.config, "quantization_config")
     ids = torch.tensor([rows[0]["chosen_ids"]])
     with torch.no_grad():
-        ours, quantized = (
-            whole(ids).logits,
-            trainer.model.train()(ids).logits,
-        )  # its eval mode repacks for sizes larger than this
+        ours = whole(ids).logits
+        quantized = trainer.model.train()(ids).logits  # its eval mode repacks for sizes larger than this
     assert float(ours) == pytest.approx(float(quantized), abs=0.1)  # four bits against sixteen and more
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "want"),
+    [(2, 6, 1, (2, 6)), (6, 4, 2, (3, 4)), (3, 8, 2, (3, 4)), (4, 3, 2, (2, 3)), (2, 6, 4, None)],
+)
+def test_processes_share_a_step(batch, accumulation, processes, want):
+    settings = RewardModelSettings(batch_size=batch, accumulation=accumulation)
+    if want is None:
+        with pytest.raises(ValueError, match="4 processes cannot share a step of 6 batches of 2 pairs"):
+            shared_batch(settings, processes)
+    else:
+        assert shared_batch(settings, processes) == want
