@@ -67,17 +67,16 @@ def token_logprobs(
     hidden = decoder_states(model, causal_lm, input_ids=ids, attention_mask=batch["attention_mask"])
     predicted = attended[:, 1:]
     states, targets = hidden[:, :-1][predicted], ids[:, 1:][predicted]
-    values = torch.empty(len(targets), dtype=torch.float32, device=ids.device)
-    for start in range(0, len(targets), ROWS_PER_CHUNK):  # at most ROWS_PER_CHUNK x V logits at a time
-        piece = slice(start, start + ROWS_PER_CHUNK)
-        logits = _transformed(head(states[piece]).float(), transforms)
+    values = []
+    for some, of in zip(states.split(ROWS_PER_CHUNK), targets.split(ROWS_PER_CHUNK), strict=True):
+        logits = _transformed(head(some).float(), transforms)  # at most ROWS_PER_CHUNK x V at a time
         if temperature != 1:
             logits = logits / temperature
         if top_p < 1:
             logits = TopPLogitsWarper(top_p)(None, logits)
-        values[piece] = _statistic(logits, targets[piece], statistic)
+        values.append(_statistic(logits, of, statistic))
     result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-    result[:, 1:][predicted] = values
+    result[:, 1:][predicted] = torch.cat(values)
     return result
 
 
@@ -115,8 +114,7 @@ def model_scorer(model: PreTrainedModel, pad_token_id: int, *, tokens_per_batch:
         results: list[np.ndarray] = [np.empty(0)] * len(rows)
         lengths = [len(ids) for ids, _ in rows]
         for members in batches_of(range(len(rows)), lengths, tokens=tokens_per_batch):
-            batch = padded([rows[i][0] for i in members], pad_token_id)
-            batch = {name: value.to(model.device) for name, value in batch.items()}
+            batch = padded([rows[i][0] for i in members], pad_token_id, device=model.device)
             values = token_logprobs(model, batch, **options).cpu().numpy()
             for position, i in enumerate(members):
                 results[i] = values[position, rows[i][1] : len(rows[i][0])]

@@ -88,12 +88,17 @@ def lora_config(
         task_type: PEFT's name of what the model is for.
         options: more of `LoraConfig`, e.g. `exclude_modules`.
     """
-    size = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
-    return LoraConfig(task_type=task_type, target_modules="all-linear", **size, **options)
+    options |= {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha, "target_modules": "all-linear"}
+    return LoraConfig(task_type=task_type, **options)
 
 
 def padded(
-    rows: Sequence[list[int]], pad_token_id: int, *, side: str = "right", seen: int = 0
+    rows: Sequence[list[int]],
+    pad_token_id: int,
+    *,
+    side: str = "right",
+    seen: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, torch.Tensor]:
     """Pad rows of token ids to one length.
 
@@ -102,16 +107,16 @@ def padded(
         pad_token_id: padding id; it is masked.
         side: "right", so that causal attention never sees the padding, or "left", to generate.
         seen: tokens before each row that a KV cache holds; the mask covers them, too.
+        device: where to put both.
 
     Returns:
         `input_ids`, shape (N, T), and `attention_mask`, shape (N, seen + T).
     """
     ids = [torch.tensor(row) for row in rows]
     attended = [torch.ones(seen + len(row), dtype=torch.long) for row in rows]
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side),
-        "attention_mask": pad_sequence(attended, batch_first=True, padding_side=side),
-    }
+    ids = pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    mask = pad_sequence(attended, batch_first=True, padding_side=side)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
 def batches_of(

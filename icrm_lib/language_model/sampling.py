@@ -103,11 +103,8 @@ def until_closing(ids: list[int], stops: Sequence[int]) -> list[int]:
 @torch.inference_mode()
 def _generate(model, tokenizer, prompt: Conversation, settings: SamplingSettings) -> list[Response]:
     torch.manual_seed(prompt_seed(settings.seed, prompt))
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=model.device)
-    ids = ids.expand(settings.n, -1)
     config = generation_config(tokenizer, settings.max_new_tokens, settings)
-    output = generate(model, config, ids, torch.ones_like(ids))
-    return [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
+    return _written(model, tokenizer, [prompt_ids(tokenizer, prompt)] * settings.n, config)
 
 
 @torch.inference_mode()
@@ -131,13 +128,16 @@ def greedy(
     Returns:
         one response a prompt.
     """
-    rows, responses = [prompt_ids(tokenizer, prompt) for prompt in prompts], []
-    for begin in range(0, len(rows), batch_size):
-        batch = rows[begin : begin + batch_size]
-        ids, mask = (value.to(model.device) for value in padded(batch, tokenizer.pad_token_id, side="left").values())
-        output = generate(model, generation_config(tokenizer, max_new_tokens), ids, mask)
-        responses += [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
-    return responses
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    batches = [rows[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
+    config = generation_config(tokenizer, max_new_tokens)
+    return [response for batch in batches for response in _written(model, tokenizer, batch, config)]
+
+
+def _written(model, tokenizer, rows: list[list[int]], config: GenerationConfig) -> list[Response]:
+    ids, mask = padded(rows, tokenizer.pad_token_id, side="left", device=model.device).values()
+    output = generate(model, config, ids, mask)
+    return [_response(tokenizer, row) for row in output.sequences[:, ids.shape[1] :].tolist()]
 
 
 def _response(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> Response:

@@ -90,7 +90,7 @@ def forward(
     seen: int = 0,
 ) -> np.ndarray:
     """One forward pass, right-padded so that causal attention never sees the padding. Shape: (N, T), float32."""
-    batch = {name: value.to(model.device) for name, value in padded(rows, pad_token_id, seen=seen).items()}
+    batch = padded(rows, pad_token_id, seen=seen, device=model.device)
     with capture_head(model) as head:
         model(**batch, past_key_values=cache, use_cache=cache is not None)
     return head.rewards.float().cpu().numpy()
