@@ -68,30 +68,44 @@ def small_llama(hidden: int, layers: int, vocabulary: int, length: int) -> Llama
 
 
 def random_pairs(count: int, length: int, vocabulary: int, *, shortest: int | None = None, seed: int = 0) -> Dataset:
-    """Return pairs of random token ids with random log-probabilities of their response tokens.
+    """Return pairs as `pairs_of` makes them; a quarter of `length` is the prompt.
 
     Args:
         count: pairs.
-        length: tokens of the longest row; a quarter of it is the prompt.
-        vocabulary: ids are below it, and 10 at least.
+        length: tokens of the longest row.
+        vocabulary: see `pairs_of`.
         shortest: lengths are uniform from here to `length`; every row has `length` tokens when None.
         seed: of all draws.
     """
     rng, prompt = np.random.default_rng(seed), length // 4
-    prompts = rng.integers(10, vocabulary, (count, prompt))
-    table: dict[str, Any] = {"prompt_length": np.full(count, prompt)}
-    for side in ("chosen", "rejected"):
-        lengths = rng.integers(max(prompt + 2, shortest or length), length + 1, count)
-        ids = rng.integers(10, vocabulary, (count, length))
-        ids[:, :prompt] = prompts
-        inside = np.arange(length) < lengths[:, None]
-        table[f"{side}_ids"] = as_lists(ids[inside], lengths)
-        logprobs = np.log(rng.uniform(0.01, 1.0, (lengths - prompt).sum())).astype(np.float32)
-        table[f"{side}_logprobs"] = as_lists(logprobs, lengths - prompt)
+    lengths = rng.integers(max(prompt + 2, shortest or length), length + 1, (count, 2))
+    return pairs_of(np.full(count, prompt), lengths - prompt, vocabulary, rng)
+
+
+def pairs_of(prompts: np.ndarray, responses: np.ndarray, vocabulary: int, rng: np.random.Generator) -> Dataset:
+    """Return pairs of random token ids with random log-probabilities of their response tokens.
+
+    Args:
+        prompts: tokens of each prompt. Shape: (count,).
+        responses: tokens of each chosen and rejected response. Shape: (count, 2).
+        vocabulary: ids are below it, and 10 at least.
+        rng: draws both.
+    """
+    table: dict[str, Any] = {"prompt_length": prompts}
+    for side, lengths in zip(("chosen", "rejected"), responses.T, strict=True):
+        rows = prompts + lengths
+        logprobs = np.log(rng.uniform(0.01, 1.0, lengths.sum())).astype(np.float32)
+        table[f"{side}_ids"] = _lists(rng.integers(10, vocabulary, rows.sum()), rows)
+        table[f"{side}_logprobs"] = _lists(logprobs, lengths)
     return Dataset(pa.table(table))
 
 
-def as_lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+def unscored(pairs: Dataset) -> Dataset:
+    """Return pairs without the log-probabilities: what the generator is asked about."""
+    return pairs.select_columns(["chosen_ids", "rejected_ids", "prompt_length"])
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     """Cut an array into lists of the given lengths: a column of a dataset."""
     return pa.ListArray.from_arrays(pa.array(np.r_[0, lengths.cumsum()], pa.int32()), pa.array(values))
 
@@ -135,17 +149,24 @@ def make_trainer(
     return ICRMTrainer(base, config, lm_head=lm_head, **options)
 
 
-def trainer_step(trainer: RewardTrainer) -> Callable[[], None]:
-    """Return a function that takes the trainer's next batch through forward, backward and optimiser step."""
+def trainer_step(trainer: RewardTrainer, *, update: bool = True) -> Callable[[], torch.Tensor]:
+    """Return a function that takes the trainer's next batch through forward and backward pass; it returns the loss.
+
+    Args:
+        trainer: what `make_trainer` returns.
+        update: an optimiser step follows; else the model stays as it is.
+    """
     batches = iter(trainer.get_train_dataloader())
     trainer.create_optimizer_and_scheduler(num_training_steps=1000)
     trainer.current_gradient_accumulation_steps = 1  # set by the training loop that this one replaces
     trainer.model.train()
 
-    def step() -> None:
-        trainer.training_step(trainer.model, next(batches))
-        trainer.optimizer.step()
+    def step() -> torch.Tensor:
+        loss = trainer.training_step(trainer.model, next(batches))
+        if update:
+            trainer.optimizer.step()
         trainer.optimizer.zero_grad()
+        return loss
 
     return step
 
@@ -169,6 +190,13 @@ def take_turns(contestants: dict[str, Callable[[], Any]], rounds: int, *, warm: 
             wait()
             seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values[warm:]) for name, values in seconds.items()}
+
+
+def seconds_and_peak(function: Callable[[], Any]) -> tuple[float, float]:
+    """Call a function once; return its seconds and its peak memory in MiB (see `hold`)."""
+    held, start = hold(), time.perf_counter()
+    function()
+    return time.perf_counter() - start, peak(held)
 
 
 def wait() -> None:

@@ -12,22 +12,10 @@ generator about short rows. Prints one JSON record, writes it to `results/bench/
 import argparse
 import json
 import tempfile
-import time
 from pathlib import Path
 
+import common
 import numpy as np
-from common import (
-    finish,
-    hold,
-    in_own_process,
-    make_trainer,
-    peak,
-    random_pairs,
-    read_sizes,
-    small_llama,
-    step_seconds,
-    trainer_step,
-)
 from datasets import disable_caching
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -62,11 +50,11 @@ LOOKS = {  # colour, line style, marker: one of them is enough to tell them apar
 def step_cost(kind: str, args: argparse.Namespace) -> tuple[float, float]:
     """Median seconds of a training step, without the first, and peak memory in MiB."""
     with tempfile.TemporaryDirectory() as base:
-        small_llama(args.hidden, args.layers, args.vocabulary, args.length).save_pretrained(base)
-        data = random_pairs(args.pairs * (1 + args.steps), args.length, args.vocabulary)
-        step = trainer_step(make_trainer(kind, base, data, args.pairs))
-    held = hold()
-    return step_seconds(step, 1, args.steps), peak(held)
+        common.small_llama(args.hidden, args.layers, args.vocabulary, args.length).save_pretrained(base)
+        data = common.random_pairs(args.pairs * (1 + args.steps), args.length, args.vocabulary)
+        step = common.trainer_step(common.make_trainer(kind, base, data, args.pairs))
+    held = common.hold()
+    return common.step_seconds(step, 1, args.steps), common.peak(held)
 
 
 def preparation_cost(count: int) -> tuple[float, float]:
@@ -82,19 +70,16 @@ def preparation_cost(count: int) -> tuple[float, float]:
                 row = rows[index % len(rows)]
                 line = {"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]}
                 file.write(json.dumps(line) + "\n")
-        held, start = hold(), time.perf_counter()
-        tokenize_pairs(load_preferences(path)[0], tokenizer, max_length=256)
-        return time.perf_counter() - start, peak(held)
+        return common.seconds_and_peak(lambda: tokenize_pairs(load_preferences(path)[0], tokenizer, max_length=256))
 
 
 def pass_cost(count: int) -> tuple[float, float]:
     """Seconds and peak memory of a tiny generator's pass over so many pairs of short rows."""
-    data = random_pairs(count, 32, 64, shortest=16).select_columns(["chosen_ids", "rejected_ids", "prompt_length"])
-    model = small_llama(16, 1, 64, 32).eval()
+    data = common.unscored(common.random_pairs(count, 32, 64, shortest=16))
+    model = common.small_llama(16, 1, 64, 32).eval()
     with tempfile.TemporaryDirectory() as folder:
-        held, start = hold(), time.perf_counter()
-        cached_logprobs(data, lambda: model_scorer(model, 0), Path(folder), {})
-        return time.perf_counter() - start, peak(held)
+        scores = Path(folder)
+        return common.seconds_and_peak(lambda: cached_logprobs(data, lambda: model_scorer(model, 0), scores, {}))
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, list[list[float]]]]:
@@ -103,11 +88,13 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[list[float]]]]
     for axis, sizes in SIZES.items():
         wanted = [size for size in sizes if size <= getattr(args, f"most_{axis}")]
         for kind in KINDS:
-            costs = [in_own_process(step_cost, kind, argparse.Namespace(**vars(args) | {axis: s})) for s in wanted]
+            costs = [
+                common.in_own_process(step_cost, kind, argparse.Namespace(**vars(args) | {axis: s})) for s in wanted
+            ]
             found.setdefault(axis, {})[kind] = _points(wanted, costs)
     counts = [count for count in (100, 1000, 10_000, 100_000) if args.most_data / 100 <= count <= args.most_data]
     for what, cost in (("preparation", preparation_cost), ("generator pass", pass_cost)):
-        costs = [in_own_process(cost, count) for count in counts]
+        costs = [common.in_own_process(cost, count) for count in counts]
         found.setdefault("data", {})[what] = _points(counts, costs)
     return found
 
@@ -152,10 +139,10 @@ def _panel(ax: Axes, lines: dict[str, list[list[float]]], of: int) -> None:
 def main() -> None:
     sizes = {"hidden": 128, "layers": 2, "vocabulary": 8192, "pairs": 4, "length": 256, "steps": 3}
     most = {f"most_{axis}": values[-1] for axis, values in SIZES.items()}
-    args = read_sizes(__doc__, **sizes, **most, most_data=100_000)
+    args = common.read_sizes(__doc__, **sizes, **most, most_data=100_000)
     found = measure(args)
     growth = {axis: exponents(points) for axis, points in found.items()}
-    finish("growth", args, {"size_seconds_mib": found, "exponent_of_seconds_and_mib": growth})
+    common.finish("growth", args, {"size_seconds_mib": found, "exponent_of_seconds_and_mib": growth})
     draw(found, runtime.project_root() / "results" / "bench" / "growth.png")
 
 

@@ -15,10 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
-from common import as_lists, finish, make_trainer, quartiles, read_sizes, small_llama, take_turns
-from datasets import Dataset
+from common import finish, make_trainer, pairs_of, quartiles, read_sizes, small_llama, take_turns, trainer_step
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from icrm_lib import runtime
@@ -79,41 +77,21 @@ def _share(batches: Iterable[tuple[int, int]]) -> float:
     return round(float(1 - tokens / places), 4)
 
 
-def log_normal_pairs(count: int, vocabulary: int) -> Dataset:
-    """Random token ids of log-normal lengths, with random log-probabilities."""
-    rng = np.random.default_rng(1)
-    prompts, responses = log_normal_lengths(count, rng)
-    table = {"prompt_length": prompts}
-    for side, lengths in zip(("chosen", "rejected"), responses.T, strict=True):
-        rows = prompts + lengths
-        table[f"{side}_ids"] = as_lists(rng.integers(10, vocabulary, rows.sum()), rows)
-        table[f"{side}_logprobs"] = as_lists(np.log(rng.uniform(0.01, 1, lengths.sum())).astype(np.float32), lengths)
-    return Dataset(pa.table(table))
-
-
 def compare_steps(folder: str, args: argparse.Namespace) -> dict:
     """Let a padded and a padding-free trainer of the same model take turns on the same batches."""
     small_llama(args.hidden, args.layers, args.vocabulary, LONGEST).save_pretrained(folder)
     warm = 1
-    data = log_normal_pairs(args.pairs * (warm + args.rounds), args.vocabulary)
-    losses: dict[str, list[float]] = {}
+    rng = np.random.default_rng(1)
+    data = pairs_of(*log_normal_lengths(args.pairs * (warm + args.rounds), rng), args.vocabulary, rng)
+    losses: dict[str, list[float]] = {"padded": [], "padding_free": []}
     steps = {}
-    for name in ("padded", "padding_free"):
+    for name, found in losses.items():
         trainer = make_trainer("icrm + sft", folder, data, args.pairs, padding_free=name == "padding_free")
-        trainer.current_gradient_accumulation_steps = 1  # set by the training loop that this one replaces
-        trainer.model.train()
         with torch.no_grad():  # rewards that differ visibly, or losses could not
             for weight in reward_head(trainer.model).parameters():
                 weight.mul_(50)
-        batches = iter(trainer.get_train_dataloader())
-        losses[name] = []
-
-        def step(trainer=trainer, batches=batches, found=losses[name]) -> None:
-            # Forward and backward pass; without an update both stay the same model.
-            found.append(float(trainer.training_step(trainer.model, next(batches))))
-            trainer.model.zero_grad()
-
-        steps[name] = step
+        step = trainer_step(trainer, update=False)  # without one both stay the same model
+        steps[name] = lambda step=step, found=found: found.append(float(step()))
     seconds = take_turns(steps, args.rounds, warm=warm)
     both = np.array(list(losses.values()))
     return {

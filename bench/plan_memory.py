@@ -16,19 +16,8 @@ import math
 import tempfile
 from pathlib import Path
 
+import common
 import numpy as np
-from common import (
-    finish,
-    give_back_at_once,
-    hold,
-    in_own_process,
-    llama_config,
-    peak,
-    quartiles,
-    random_pairs,
-    read_sizes,
-    small_llama,
-)
 
 from icrm_lib import runtime
 from icrm_lib.methods import method_settings
@@ -44,21 +33,21 @@ SIZES = {"tiny": (128, 4, 8000), "small": (256, 4, 32000), "deep": (256, 8, 8000
 def measured(size: str, checkpointing: bool, exact: bool, args: argparse.Namespace) -> float:
     """Return the peak of a training in MiB; `exact` makes a CPU give back what is freed."""
     if exact:
-        give_back_at_once()
+        common.give_back_at_once()
     with tempfile.TemporaryDirectory() as folder:
         for name, sizes in {"first": (64, 1, 1000), "second": SIZES[size]}.items():
             path = Path(folder) / name
-            small_llama(*sizes, args.length).save_pretrained(path)
-            data = random_pairs(args.pairs * args.steps, args.length, sizes[-1])
-            held = hold()
+            common.small_llama(*sizes, args.length).save_pretrained(path)
+            data = common.random_pairs(args.pairs * args.steps, args.length, sizes[-1])
+            held = common.hold()
             options = {"folder": path / "run", "seed": 0}
             train_reward_model(path, Language().tokenizer, data, settings_of(checkpointing, args), **options)
-    return peak(held)
+    return common.peak(held)
 
 
 def planned(size: str, checkpointing: bool, args: argparse.Namespace) -> float:
     """Return the foretold peak in MiB."""
-    config = llama_config(*SIZES[size], args.length, tie_word_embeddings=True)
+    config = common.llama_config(*SIZES[size], args.length, tie_word_embeddings=True)
     options = {"max_length": args.length, "length": args.length, "bf16": runtime.device() == "cuda"}
     return reward_model_cost(config, settings_of(checkpointing, args), **options).peak_bytes / 2**20
 
@@ -70,24 +59,24 @@ def settings_of(checkpointing: bool, args: argparse.Namespace) -> RewardModelSet
 
 def compared(size: str, checkpointing: bool, args: argparse.Namespace) -> dict[str, float]:
     foretold = planned(size, checkpointing, args)
-    real = in_own_process(measured, size, checkpointing, True, args)
+    real = common.in_own_process(measured, size, checkpointing, True, args)
     row = {"planned_mib": foretold, "measured_mib": real, "ratio": foretold / real}
     if runtime.device() == "cpu":
-        row["resident_mib"] = in_own_process(measured, size, checkpointing, False, args)
+        row["resident_mib"] = common.in_own_process(measured, size, checkpointing, False, args)
     return {name: round(value, 3 if name == "ratio" else 1) for name, value in row.items()}
 
 
 def main() -> None:
-    args = read_sizes(__doc__, pairs=8, length=256, steps=2)
+    args = common.read_sizes(__doc__, pairs=8, length=256, steps=2)
     table = {
         f"{size}, checkpointing {'on' if checkpointing else 'off'}": compared(size, checkpointing, args)
         for size in SIZES
         for checkpointing in (False, True)
     }
     ratios = np.array([row["ratio"] for row in table.values()])
-    summary = {"ratio": quartiles(ratios), "least_ratio": float(ratios.min()), "greatest_ratio": float(ratios.max())}
-    summary["within_percent"] = math.ceil(round(100 * float(np.abs(ratios - 1).max()), 6))
-    finish("plan_memory", args, table | summary)
+    summary = {"least_ratio": ratios.min(), "greatest_ratio": ratios.max()}
+    summary["within_percent"] = math.ceil(round(100 * np.abs(ratios - 1).max(), 6))
+    common.finish("plan_memory", args, table | {"ratio": common.quartiles(ratios)} | summary)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,9 @@ import argparse
 import tempfile
 from collections.abc import Callable
 
+import common
 import numpy as np
 import torch
-from common import (
-    LORA,
-    finish,
-    give_back_at_once,
-    hold,
-    in_own_process,
-    make_trainer,
-    peak,
-    quartiles,
-    random_pairs,
-    read_sizes,
-    small_llama,
-    take_turns,
-    trainer_step,
-)
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
@@ -72,7 +58,7 @@ class Reference(torch.nn.Module):
         super().__init__()
         self.lean = lean
         self.policy = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **LORA)
+            AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **common.LORA)
         )
         self.generator = load_causal_lm(base, device="cpu")
         head = self.generator.get_output_embeddings().weight
@@ -168,38 +154,42 @@ def reference_step(kind: str, base: str, data: Dataset, args: argparse.Namespace
 def make_step(kind: str, base: str, args: argparse.Namespace, steps: int) -> Callable[[], None]:
     """Return one contestant's step, with batches for so many of them."""
     torch.manual_seed(0)
-    data = random_pairs(args.pairs * steps, args.length, args.vocabulary)
+    data = common.random_pairs(args.pairs * steps, args.length, args.vocabulary)
     if "reference" in kind:
         return reference_step(kind, base, data, args)
-    return trainer_step(make_trainer(kind, base, data, args.pairs))
+    return common.trainer_step(common.make_trainer(kind, base, data, args.pairs))
 
 
 def memory(kind: str, base: str, args: argparse.Namespace) -> float:
     """Return one contestant's peak in MiB, less what it held before the first step."""
-    give_back_at_once()
+    common.give_back_at_once()
     step = make_step(kind, base, args, MEMORY_STEPS)
-    held = hold()
+    held = common.hold()
     for _ in range(MEMORY_STEPS):
         step()
-    return peak(held)
+    return common.peak(held)
 
 
 def main() -> None:
     sizes = {"hidden": 256, "layers": 4, "vocabulary": 32000, "pairs": 8, "length": 256}
-    args = read_sizes(__doc__, **sizes, rounds=15, memory_rounds=2)
+    args = common.read_sizes(__doc__, **sizes, rounds=15, memory_rounds=2)
     warm = 3
     with tempfile.TemporaryDirectory() as base:
-        small_llama(args.hidden, args.layers, args.vocabulary, args.length).save_pretrained(base)
-        peaks = {kind: [in_own_process(memory, kind, base, args) for _ in range(args.memory_rounds)] for kind in KINDS}
-        seconds = take_turns({k: make_step(k, base, args, warm + args.rounds) for k in KINDS}, args.rounds, warm=warm)
+        common.small_llama(args.hidden, args.layers, args.vocabulary, args.length).save_pretrained(base)
+        peaks = {
+            kind: [common.in_own_process(memory, kind, base, args) for _ in range(args.memory_rounds)] for kind in KINDS
+        }
+        seconds = common.take_turns(
+            {k: make_step(k, base, args, warm + args.rounds) for k in KINDS}, args.rounds, warm=warm
+        )
     mib = {kind: float(np.median(values)) for kind, values in peaks.items()}
     metrics = {
         "median_step_seconds": {kind: round(float(np.median(values)), 4) for kind, values in seconds.items()},
         "peak_mib": {kind: [round(value, 1) for value in values] for kind, values in peaks.items()},
-        "time_to": {of: {k: quartiles(seconds[k] / seconds[of]) for k in KINDS if k != of} for of in OF},
+        "time_to": {of: {k: common.quartiles(seconds[k] / seconds[of]) for k in KINDS if k != of} for of in OF},
         "memory_to": {of: {k: round(mib[k] / mib[of], 3) for k in KINDS if k != of} for of in OF},
     }
-    finish("training_step", args, metrics)
+    common.finish("training_step", args, metrics)
 
 
 if __name__ == "__main__":

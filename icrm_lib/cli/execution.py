@@ -1,4 +1,4 @@
-"""Notebooks are executed one after the other, by papermill, each in a kernel of the running interpreter."""
+"""Notebooks are executed by papermill, each in a kernel of the running interpreter; stored outputs are renewed."""
 
 import logging
 import os
@@ -13,10 +13,11 @@ import papermill
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from icrm_lib import records
-from icrm_lib.cli.notebooks import Notebook
+from icrm_lib.cli.notebooks import Notebook, find_notebooks, select
 
 OFFLINE_PROFILES = {"smoke", "lab"}  # run with the hub switched off: everything they need is made locally
 SOURCE_LINES_SHOWN = 15
+KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
 class RunError(RuntimeError):
@@ -131,3 +132,55 @@ def execute_all(
         lines.append(f"{notebook.name:<{width}}  {seconds:7.1f} s  {output.relative_to(root).as_posix()}")
     print("\n" + "\n".join([*lines, f"{'total':<{width}}  {total:7.1f} s"]), flush=True)
     return executed
+
+
+def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Remove, in place, what differs between two runs or machines of an executed notebook but tells nothing.
+
+    Outputs, execution counts and cell ids stay. Stream output that arrived in pieces is joined.
+
+    Raises:
+        RunError: a cell wrote to stderr, which no stored output may hold.
+    """
+    language = dict(notebook.metadata.get("language_info", {}))
+    language.pop("version", None)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": language})
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type != "code":
+            continue
+        joined: list[nbformat.NotebookNode] = []
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                raise RunError(
+                    f"cell In [{cell.execution_count}] wrote to stderr: {output.text.strip()[:500]!r}; "
+                    "mend the cause or quiet the library before the first import, then refresh again"
+                )
+            previous = joined[-1] if joined else None
+            if output.output_type == "stream" and previous and previous.output_type == "stream":
+                previous.text += output.text
+            else:
+                joined.append(output)
+        cell.outputs = joined
+    return notebook
+
+
+def refresh(root: Path, only: str | None) -> None:
+    """Execute notebooks with their own defaults and store the outputs in place.
+
+    They run in `runs/refresh/` first, so a notebook that fails leaves the stored one as it was.
+
+    Raises:
+        UsageError: `only` names no notebook.
+        RunError: a cell failed or wrote to stderr.
+    """
+    notebooks = select(find_notebooks(root), only)
+    executed = execute_all(notebooks, root / "runs" / "refresh", {}, root)
+    for notebook, result in zip(notebooks, executed, strict=True):
+        try:
+            normalise(result)
+        except RunError as error:
+            raise RunError(f"{notebook.name}: {error}") from error
+        records.write_bytes(notebook.path, f"{nbformat.writes(result)}\n".encode())
+        print(f"stored {notebook.path.relative_to(root).as_posix()}")

@@ -106,20 +106,20 @@ def parse_value(name: str, text: str, default: Any) -> Any:
     """
     if isinstance(default, str):
         return text
-    kinds = next((k for k in ((bool,), (int,), (float,), (list, tuple), (dict,)) if isinstance(default, k)), None)
+    kind = type(default)
     try:
-        if kinds in ((int,), (float,)):
-            return kinds[0](text)
+        if kind in (int, float):
+            return kind(text)
         try:
             value = ast.literal_eval(text)  # first, because YAML takes 1e-3 for a string
         except (ValueError, SyntaxError):
             value = yaml.safe_load(text)
-        if kinds and not isinstance(value, kinds):
+        if default is not None and not isinstance(value, (list, tuple) if kind in (list, tuple) else kind):
             raise ValueError
     except (ValueError, yaml.YAMLError) as error:
-        kind = f"of type {kinds[0].__name__}" if kinds else "readable as YAML"
+        wanted = "readable as YAML" if default is None else f"of type {kind.__name__}"
         raise UsageError(
-            f"parameter {name}: {text!r} is not {kind}, as its default {default!r} is; give a value like it"
+            f"parameter {name}: {text!r} is not {wanted}, as its default {default!r} is; give a value like it"
         ) from error
     return value
 

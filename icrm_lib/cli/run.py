@@ -17,9 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from icrm_lib.cli.execution import RunError, execute_all, prepare_environment
+from icrm_lib.cli.execution import RunError, execute_all, prepare_environment, refresh
 from icrm_lib.cli.notebooks import UsageError, assign, find_notebooks, select
-from icrm_lib.cli.stored import refresh
 from icrm_lib.profiles import check_profile
 from icrm_lib.runtime import project_root
 

@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +23,7 @@ BENCHMARKS = runtime.project_root() / "bench"
 SIZES = {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "length": 32}
 TINY = {
     "generator_cache": {**SIZES, "rounds": 1, "grown": 50, "grown_rounds": 1},
-    "growth": {
-        **SIZES,
-        "steps": 1,
-        "most_length": 64,
-        "most_pairs": 2,
-        "most_vocabulary": 2000,
-        "most_data": 1000,
-    },
+    "growth": {**SIZES, "steps": 1, "most_length": 64, "most_pairs": 2, "most_vocabulary": 2000, "most_data": 1000},
     "method_cost": {**SIZES, "steps": 3, "most_methods": 2},
     "padding": {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "batches": 5, "rounds": 1},
     "scoring": {"hidden": 32, "layers": 1, "prompts": 2, "responses": 2, "prompt": 16, "response": 8, "rounds": 1},
@@ -45,22 +39,24 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-def like_the_project(folder):
-    """Make a folder look like the project, so that no record of it is overwritten."""
-    (folder / "icrm_lib").mkdir()
-    (folder / "pyproject.toml").touch()
-    return folder
+@pytest.fixture(scope="module")
+def new_project(tmp_path_factory):
+    """Return a function that makes a folder that looks like the project, so that no record of it is overwritten."""
+
+    def make():
+        folder = tmp_path_factory.mktemp("project")
+        (folder / "icrm_lib").mkdir()
+        (folder / "bench").mkdir()
+        (folder / "pyproject.toml").touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(new_project):
     """Where all scripts of `TINY` write."""
-    return like_the_project(tmp_path_factory.mktemp("project"))
-
-
-@pytest.fixture
-def project_like(tmp_path):
-    return like_the_project(tmp_path)
+    return new_project()
 
 
 def run(script, options, folder):
@@ -132,14 +128,10 @@ def test_the_script_for_gpus_runs_without_one(project):
 
 
 @pytest.fixture
-def measured(project_like, monkeypatch):
+def measured(new_project, monkeypatch):
     """Return a function that writes a record into an otherwise empty project, the working directory."""
-    monkeypatch.chdir(project_like)
-
-    def record(script, **metrics):
-        records.write_json(project_like / "results" / "bench" / f"{script}.json", {"metrics": metrics})
-
-    return record
+    monkeypatch.chdir(new_project())
+    return lambda script, **metrics: records.write_json(f"results/bench/{script}.json", {"metrics": metrics})
 
 
 @pytest.mark.parametrize(
@@ -161,9 +153,8 @@ def test_a_row_says_whether_its_goal_is_met(name, goal, cells, module, measured)
     assert module("table").Row("what", "made_up", f"deep.{name}", **goal).cells() == ("what", *cells)
 
 
-def test_the_table_is_written_where_it_stands(module, measured, project_like, monkeypatch, capsys):
-    page = project_like / "bench" / "README.md"
-    page.parent.mkdir()
+def test_the_table_is_written_where_it_stands(module, measured, monkeypatch, capsys):
+    page = Path("bench/README.md")
     page.write_text("# Before\n\n<!-- table -->\nold\n<!-- end of table -->\n\nAfter\n", encoding="utf-8")
     measured("plan_memory", ratio=[1.006, 1.004, 1.011])
     table = module("table")

@@ -46,14 +46,10 @@ def tiny(layers: int = 4, **more) -> LlamaConfig:
 # Parameters
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_parameters_are_those_of_the_published_model(name):
     cost = generator_pass_cost(model_config(name), GeneratorSettings(), max_length=8192, length=8, bf16=True)
     assert (cost.parameters, cost.trainable) == (COUNTS[name], 0)
-
-
-def test_all_architectures_have_a_count():
-    assert set(COUNTS) == set(ARCHITECTURES)
 
 
 def test_what_lora_trains():
