@@ -33,7 +33,7 @@ def test_missing_files_say_what_to_download(tmp_path):
         load("prm800k", tmp_path, tmp_path / "made", draw=lambda prompts: [])
     with pytest.raises(ValueError, match="did you mean 'unified-feedback'"):
         load("unified_feedback", tmp_path, tmp_path / "made")
-    with pytest.raises(ValueError, match="stride=0"):
+    with pytest.raises(ValueError, match="stride\\n  Input should be greater than or equal to 1"):
         load("unified-feedback", tmp_path, tmp_path / "made", stride=0)
     assert not (tmp_path / "made" / "reports.json").exists()
 

@@ -57,13 +57,11 @@ def load_recipe(
     Raises:
         FileNotFoundError: `data.files` is no folder or lacks a file; the message says what to download.
         ConnectionError: the hub is out of reach; likewise.
-        ValueError: unknown recipe, `stride` below 1, no `draw` for "prm800k", or a split without a single row.
+        ValueError: unknown recipe, no `draw` for "prm800k", or a split without a single row.
     """
     folder = Path(folder)
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; {nearest(name, list(RECIPES))}")
-    if data.stride < 1:
-        raise ValueError(f"stride={data.stride} must be 1 (every row) or more; correct data: stride")
     if not (folder / REPORTS).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if name == "prm800k":
