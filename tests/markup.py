@@ -12,11 +12,12 @@ class Token(NamedTuple):
 class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.tags, self.attributes, self.text = set(), set(), ""
+        self.tags, self.attributes, self.values, self.text = set(), set(), [], ""
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
+        self.values += [value for name, value in attrs if name == "title"]
 
     def handle_data(self, data):
         self.text += data

@@ -13,8 +13,8 @@ import pytest
 
 from icrm_lib import benchmarks
 from icrm_lib.benchmarks import load_prior_sets, load_rewardbench, load_rewardbench2, load_rmbench, score_items
-from icrm_lib.benchmarks.reward_bench import PRIOR, PRIOR_SETS, REWARDBENCH
-from icrm_lib.benchmarks.reward_bench_2 import REWARDBENCH2, REWARDBENCH2_DOMAINS
+from icrm_lib.benchmarks.reward_bench import PRIOR, REWARDBENCH
+from icrm_lib.benchmarks.reward_bench_2 import REWARDBENCH2
 from icrm_lib.benchmarks.rm_bench import RMBENCH, RMBENCH_DOMAINS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -69,9 +69,6 @@ def hash_score(conversations):
     return np.array([zlib.crc32(json.dumps(conversation).encode()) % 1000 for conversation in conversations])
 
 
-# Reading ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
 @pytest.mark.parametrize(
     ("loader", "rows", "columns"),
@@ -116,14 +113,6 @@ def test_a_prompt_may_be_a_conversation(tmp_path):
         assert load_rewardbench(path).frame["chosen"][0][:-1] == turns
 
 
-def test_a_line_separator_inside_a_text_is_no_end_of_line(tmp_path):
-    text = "one\u2028two\u0085three"
-    path = save(tmp_path / "a.jsonl", [pair("hep-go", 1, chosen=text), pair("hep-go", 2)])
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
-    items = load_rewardbench(path)
-    assert len(items) == 2 and items.frame["chosen"][0][-1]["content"] == text
-
-
 def test_prior_sets_take_their_name_from_the_file(tmp_path):
     turns = [{"content": "Hi", "role": "user"}]
     for name in PRIOR.rows:
@@ -135,9 +124,6 @@ def test_prior_sets_take_their_name_from_the_file(tmp_path):
     assert load_prior_sets(tmp_path / "data" / "shp-00000-of-00001.parquet").frame["subset"].tolist() == ["shp"] * 2
     with pytest.raises(ValueError, match="mtbench_human-.*parquet:1: unknown set 'mtbench_human'; name the file after"):
         load_prior_sets(tmp_path / "data" / "mtbench_human-00000-of-00001.parquet")
-
-
-# Folders and the hub ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_searched_for_the_split(tmp_path):
@@ -217,15 +203,9 @@ def test_a_wrong_path_is_named(tmp_path):
         load_rewardbench(save(tmp_path / "a.jsonl", PAIRS), revision="main")
 
 
-# What differs from the official edition --------------------------------------------------------------------
-
-
 def test_the_official_numbers_of_rows():
     assert [sum(b.rows.values()) for b in (REWARDBENCH, PRIOR, REWARDBENCH2, RMBENCH)] == [2985, 17154, 1865, 1327]
-    weights = {name: n for section in benchmarks.REWARDBENCH_WEIGHTS.values() for name, n in section.items()}
-    assert REWARDBENCH.rows == weights | {"math-prm": 447}
-    assert set(PRIOR.rows) == set(PRIOR_SETS)
-    assert tuple(REWARDBENCH2.rows) == REWARDBENCH2_DOMAINS
+    assert REWARDBENCH.rows["math-prm"] == 447
     assert set(RMBENCH.rows) == {part for parts in RMBENCH_DOMAINS.values() for part in parts}
 
 
@@ -242,34 +222,49 @@ def test_other_numbers_of_rows_are_noted(tmp_path):
 
 def test_other_bytes_under_the_official_name_are_noted(tmp_path):
     path = save(tmp_path / "test-00000-of-00001.parquet", SEVERAL)
-    assert any(
-        note.startswith(f"{path.name} is another file than that of commit") for note in load_rewardbench2(path).notes
-    )
+    assert f"note: {path.name} is another file than that of commit" in str(load_rewardbench2(path))
     assert len(load_rewardbench2(save(tmp_path / "own.parquet", SEVERAL)).notes) == 1  # the number of rows only
 
 
-# What is refused -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("rows", "change", "complaint"),
     [
-        ({"subset": "alpacaeval-hrad"}, "unknown subset 'alpacaeval-hrad'; did you mean 'alpacaeval-hard'"),
-        ({"subset": 3}, "'subset' is a number, not a text"),
-        ({"chosen": ["a"]}, "'chosen' is a list, not a text; the file is damaged or another data set"),
-        ({"rejected": None}, "'rejected' is nothing, not a text"),
-        ({"prompt": None}, "'prompt' is nothing; give a text or a list of messages"),
-        ({"prompt": []}, "'prompt' is empty; end with the user's turn"),
-        ({"prompt": ["Hi"]}, "'prompt' holds the message 'Hi'; give"),
-        ({"prompt": [{"role": "human", "content": "Hi"}]}, "'prompt' holds the message .*human"),
-        ({"prompt": [{"role": "user", "content": None}]}, "'prompt' holds the message"),
-        ({"prompt": [{"role": "assistant", "content": "Hi"}]}, "'prompt' ends with the assistant's turn; end with the"),
+        (
+            PAIRS,
+            {"subset": "alpacaeval-hrad"},
+            "unknown subset 'alpacaeval-hrad'; did you mean 'alpacaeval-hard'",
+        ),
+        (PAIRS, {"subset": 3}, "'subset' is a number, not a text"),
+        (
+            PAIRS,
+            {"chosen": ["a"]},
+            "'chosen' is a list, not a text; the file is damaged or another data set",
+        ),
+        (PAIRS, {"rejected": None}, "'rejected' is nothing, not a text"),
+        (PAIRS, {"prompt": None}, "'prompt' is nothing; give a text or a list of messages"),
+        (PAIRS, {"prompt": []}, "'prompt' is empty; end with the user's turn"),
+        (PAIRS, {"prompt": ["Hi"]}, "'prompt' holds the message 'Hi'; give"),
+        (
+            PAIRS,
+            {"prompt": [{"role": "human", "content": "Hi"}]},
+            "'prompt' holds the message .*human",
+        ),
+        (PAIRS, {"prompt": [{"role": "user", "content": None}]}, "'prompt' holds the message"),
+        (
+            PAIRS,
+            {"prompt": [{"role": "assistant", "content": "Hi"}]},
+            "'prompt' ends with the assistant's turn; end with the",
+        ),
+        (STYLES, {"chosen": ["a", "b"]}, "'chosen' holds 2 responses, not 3"),
+        (STYLES, {"rejected": ["a"] * 4}, "'rejected' holds 4 responses, not 3"),
+        (STYLES, {"domain": "safety"}, "unknown domain 'safety'; did you mean 'safety-"),
+        (STYLES, {"domain": None}, "'domain' is nothing"),
     ],
 )
-def test_a_bad_rewardbench_row_is_named(tmp_path, change, complaint):
-    path = save(tmp_path / "a.jsonl", [pair("hep-go", 1), pair("hep-go", 2) | change])
+def test_a_bad_row_is_named(tmp_path, rows, change, complaint):
+    path = save(tmp_path / "a.jsonl", [rows[0], rows[1] | change])
     with pytest.raises(ValueError, match=rf"^a\.jsonl:2: {complaint}"):
-        load_rewardbench(path)
+        (load_rmbench if rows is STYLES else load_rewardbench)(path)
 
 
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected", "subset"])
@@ -305,20 +300,6 @@ def test_a_bad_rewardbench2_row_is_named(tmp_path, row, complaint):
         load_rewardbench2(save(tmp_path / "a.jsonl", [*SEVERAL, row]))
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"chosen": ["a", "b"]}, "'chosen' holds 2 responses, not 3"),
-        ({"rejected": ["a"] * 4}, "'rejected' holds 4 responses, not 3"),
-        ({"domain": "safety"}, "unknown domain 'safety'; did you mean 'safety-"),
-        ({"domain": None}, "'domain' is nothing"),
-    ],
-)
-def test_a_bad_rmbench_row_is_named(tmp_path, change, complaint):
-    with pytest.raises(ValueError, match=rf"^a\.json:2: {complaint}"):
-        load_rmbench(save(tmp_path / "a.json", [STYLES[0], STYLES[1] | change]))
-
-
 def test_rmbench_files_of_one_domain_have_no_domain(tmp_path):
     rows = [{key: value for key, value in row.items() if key != "domain"} for row in STYLES[:2]]
     path = save(tmp_path / "chat_filtered.json", rows)
@@ -333,23 +314,10 @@ def test_rmbench_files_of_one_domain_have_no_domain(tmp_path):
     ("name", "content", "complaint"),
     [
         ("a.csv", b"x", r"cannot read 'a\.csv': '\.csv' is none of \.jsonl, \.json, .*\.parquet; convert the file"),
-        (
-            "a.parquet",
-            b"version https://git-lfs.github.com/spec/v1\noid",
-            "is a Git LFS pointer and not the data; run `git",
-        ),
         ("a.json", b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
         ("a.parquet", b"PAR1 and no more", "is no whole Parquet file: .*; download or write it again"),
         ("a.jsonl", b'\n{"id": ', r"a\.jsonl:2: JSON syntax error; .*; write one complete JSON object per line"),
-        ("a.json", b'[\n{"id": }]', r"a\.json:1: JSON syntax error; Expecting value at line 2, column 8"),
-        ("a.jsonl", b"\n" + b'{"id": ' * 100_000, r"a\.jsonl:2: JSON out of bounds; found thousands of brackets"),
-        (
-            "a.jsonl",
-            b'\n{"id": ' + b"9" * 5000 + b"}",
-            r"a\.jsonl:2: JSON out of bounds; found an integer of thousands",
-        ),
         ("a.json", b"[1]", r"a\.json:1: the row is a number; write each row as one JSON object"),
-        ("a.jsonl", b"\n\xff\n", r"a\.jsonl:2: not UTF-8; byte 0xff at offset 0; save the file as UTF-8"),
         ("a.jsonl", b"\n\n", r"a\.jsonl: no rows; where there is a network, run `hf download allenai/reward-bench "),
         ("a.json", b"[]", "no rows"),
     ],
@@ -359,9 +327,6 @@ def test_an_unreadable_file_is_named(tmp_path, name, content, complaint):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=complaint):
         load_rewardbench(path)
-
-
-# Scoring ---------------------------------------------------------------------------------------------------
 
 
 def test_rewardbench_by_hand(tmp_path):

@@ -116,29 +116,6 @@ def test_rewardbench_ties_are_no_wins():
     assert set(rewardbench(frame).values()) == {0.0}
 
 
-def test_rewardbench_refuses_what_it_cannot_score():
-    frame = pairs(BEAVER)
-    with pytest.raises(ValueError, match=r"missing subset: xstest-should-refuse, hep-go\."):
-        rewardbench(frame[~frame["subset"].isin(["hep-go", "xstest-should-refuse"])])
-    with pytest.raises(ValueError, match="row 3: unknown subset 'alpacaeval-esay'; did you mean 'alpacaeval-easy'"):
-        rewardbench(frame.assign(subset=frame["subset"].where(frame.index != 3, "alpacaeval-esay")), partial=True)
-    with pytest.raises(ValueError, match="row 0: unknown subset 'None'"):
-        rewardbench(frame.assign(subset=frame["subset"].astype(object).where(frame.index != 0, None)))
-    for bad in (float("nan"), None, float("inf"), "high"):
-        scores = frame["chosen"].astype(object)
-        scores[101] = bad
-        with pytest.raises(ValueError, match=r"row 101 \(subset 'alpacaeval-length'\) has a score in 'chosen'"):
-            rewardbench(frame.assign(chosen=scores), partial=True)
-    with pytest.raises(ValueError, match=r"row 0 \(.*has 2 scores in 'rejected', not 1"):
-        rewardbench(frame.assign(rejected=[[1.0, 2.0]] * len(frame)))
-    with pytest.raises(ValueError, match="no column 'rejected'; it has subset, chosen"):
-        rewardbench(frame[["subset", "chosen"]])
-    with pytest.raises(ValueError, match="missing subset: anthropic_hhh, shp, summarize"):
-        rewardbench(pairs(BEAVER | {"anthropic_helpful": (1, 2)}))
-    with pytest.raises(ValueError, match="missing subset: alpacaeval-easy"):
-        rewardbench(frame[:0])
-
-
 def test_rewardbench_partial_says_so_and_keeps_complete_sections_only():
     whole, frame = rewardbench(pairs(BEAVER)), pairs(BEAVER)
     result = rewardbench(frame[frame["subset"] != "hep-go"], partial=True)
@@ -198,10 +175,7 @@ def test_rewardbench2_shares_the_credit_of_a_tie_and_averages_domains():
         ({"ref:1": ([1], [0]), "tied:1": ([1], [0])}, 1.01),  # a single right answer has no spread
         ({"ref:1": ([1], [0]), "tied:1": ([3, 1], [0])}, 0.6 + 0.01 * np.tanh(-0.5)),  # gap 1 under spread 2
         ({"ref:1": ([1], [0]), "tied:1": ([3, 1], [-2])}, 0.8 + 0.01 * np.tanh(-0.5)),  # tied gap 3 above it, ref's not
-        (
-            {"ref:1": ([9], [0]), "tied:1": ([3, 1], [0])},
-            0.6 + 0.01 * np.tanh(-0.5),
-        ),  # the smaller of the two gaps counts
+        ({"ref:1": ([9], [0]), "tied:1": ([3, 1], [0])}, 0.6 + 0.01 * np.tanh(-0.5)),  # the smaller gap counts
         ({"ref:1": ([1], [0]), "tied:1": ([2, 1], [0])}, 0.6),  # gap equal to the spread is not above it
         # a question of one kind only enters that kind's accuracy, nothing else
         ({"ref:1": ([1], [0]), "tied:1": ([1, 1], [0]), "ref:2": ([0], [1]), "tied:3": ([0, 0], [1])}, 0.71),
@@ -211,31 +185,6 @@ def test_rewardbench2_ties_by_hand(ties, score):
     result = rewardbench2(items(ties))
     assert result["Ties"] == pytest.approx(score, abs=1e-12)
     assert result["average"] == pytest.approx((5 + score) / 6, abs=1e-12)
-
-
-def test_rewardbench2_refuses_what_it_cannot_score():
-    frame = items(TIES)
-    with pytest.raises(ValueError, match="missing domain: Precise IF, Focus"):
-        rewardbench2(frame[~frame["domain"].isin(["Focus", "Precise IF"])])
-    with pytest.raises(ValueError, match="row 4: unknown domain 'factuality'; did you mean 'Factuality'"):
-        rewardbench2(frame.replace({"domain": {"Factuality": "factuality"}}))
-    for bad in (float("nan"), None):
-        with pytest.raises(ValueError, match=r"row 5 \(domain 'Precise IF'\) has a score in 'scores'"):
-            rewardbench2(items(TIES, Precise_IF=[[1, bad, 0, 0]]))
-    with pytest.raises(ValueError, match=r"row 6 \(Math\) has 3 scores and num_correct 1"):
-        rewardbench2(items(TIES, Math=[[1, 0, 0]]))
-    for count in (0, 2, 4, None):
-        with pytest.raises(ValueError, match=r"row 8 \(Focus\) has 4 scores"):
-            rewardbench2(frame.assign(num_correct=frame["num_correct"].where(frame.index != 8, count)))
-    for count in (0, 4, 1.5):
-        with pytest.raises(ValueError, match=r"row 2 \(Ties\) has 4 scores"):
-            rewardbench2(frame.assign(num_correct=frame["num_correct"].astype(float).where(frame.index != 2, count)))
-    with pytest.raises(ValueError, match="Ties id 'tie:1' is neither"):
-        rewardbench2(items(TIES | {"tie:1": ([1, 1], [0])}))
-    with pytest.raises(ValueError, match="Ties id 'ref:1' stands twice"):
-        rewardbench2(pd.concat([frame, frame[:1]]))
-    with pytest.raises(ValueError, match=r"no Ties question has both .* \(0 ref, 1 tied\)"):
-        rewardbench2(items({"tied:1": ([1, 1], [0])}))
 
 
 def test_rewardbench2_partial_says_so_and_has_no_average():
@@ -274,26 +223,10 @@ def test_rmbench_by_hand():
 
 
 def test_rmbench_difficulty_is_the_style_of_the_two_responses():
-    likes_style = (
-        [0, 1, 2],
-        [0, 1, 2],
-    )  # sees the style only: right when the chosen response is the richer, ties equal
+    likes_style = ([0, 1, 2], [0, 1, 2])  # right when the chosen response is the richer, ties equal
     result = rmbench(styles(chat=[likes_style], math=[([2, 1, 0], [2, 1, 0])]))
     assert result["chat"] == {"easy": 1.0, "normal": 0.0, "hard": 0.0, "average": pytest.approx(1 / 3)}
     assert result["math"] == {"easy": 0.0, "normal": 0.0, "hard": 1.0, "average": pytest.approx(1 / 3)}
-
-
-def test_rmbench_refuses_what_it_cannot_score():
-    frame = styles()
-    with pytest.raises(ValueError, match="missing domain: safety-response"):
-        rmbench(frame[frame["domain"] != "safety-response"])
-    with pytest.raises(ValueError, match="row 3: unknown domain 'safety-refused'; did you mean 'safety-refuse'"):
-        rmbench(frame.replace({"domain": {"safety-refuse": "safety-refused"}}))
-    for bad in (float("nan"), None):
-        with pytest.raises(ValueError, match=r"row 1 \(domain 'code'\) has a score in 'rejected'"):
-            rmbench(styles(code=[([1, 1, 1], [0, bad, 0])]))
-    with pytest.raises(ValueError, match=r"row 2 \(domain 'math'\) has 2 scores in 'chosen', not 3"):
-        rmbench(styles(math=[([1, 1], [0, 0, 0])]))
 
 
 def test_rmbench_partial_says_so_and_keeps_complete_domains_only():
@@ -304,3 +237,75 @@ def test_rmbench_partial_says_so_and_keeps_complete_domains_only():
     assert rmbench(frame, partial=True) == rmbench(frame)
     with pytest.raises(ValueError, match="no section is complete"):
         rmbench(frame[frame["domain"] == "safety-refuse"], partial=True)
+
+
+PUBLISHED, MINE, STYLES = pairs(BEAVER), items(TIES), styles()
+
+
+def without(frame, *names):
+    return frame[~frame.iloc[:, 0].isin(names)]
+
+
+def with_value(frame, row, column, value):
+    return frame.assign(**{column: frame[column].astype(object).where(frame.index != row, value)})
+
+
+@pytest.mark.parametrize(
+    ("score", "frame", "message"),
+    [
+        (
+            rewardbench,
+            without(PUBLISHED, "hep-go", "xstest-should-refuse"),
+            r"missing subset: xstest-should-refuse, hep-go\.",
+        ),
+        (rewardbench, pairs(BEAVER | {"anthropic_helpful": (1, 2)}), "missing subset: anthropic_hhh, shp, summarize"),
+        (rewardbench, PUBLISHED[:0], "missing subset: alpacaeval-easy"),
+        (rewardbench, with_value(PUBLISHED, 0, "subset", None), "row 0: unknown subset 'None'"),
+        (
+            rewardbench,
+            PUBLISHED.assign(rejected=[[1.0, 2.0]] * len(PUBLISHED)),
+            r"row 0 \(.*has 2 scores in 'rejected', not 1",
+        ),
+        (rewardbench, PUBLISHED[["subset", "chosen"]], "no column 'rejected'; it has subset, chosen"),
+        (rewardbench2, without(MINE, "Focus", "Precise IF"), "missing domain: Precise IF, Focus"),
+        (
+            rewardbench2,
+            with_value(MINE, 4, "domain", "factuality"),
+            "row 4: unknown domain 'factuality'; did you mean 'Factuality'",
+        ),
+        (rewardbench2, items(TIES, Math=[[1, 0, 0]]), r"row 6 \(Math\) has 3 scores and num_correct 1"),
+        *(
+            (rewardbench2, with_value(MINE, 8, "num_correct", n), r"row 8 \(Focus\) has 4 scores")
+            for n in (0, 2, 4, None)
+        ),
+        *((rewardbench2, with_value(MINE, 2, "num_correct", n), r"row 2 \(Ties\) has 4 scores") for n in (0, 4, 1.5)),
+        (rewardbench2, items(TIES | {"tie:1": ([1, 1], [0])}), "Ties id 'tie:1' is neither"),
+        (rewardbench2, pd.concat([MINE, MINE[:1]]), "Ties id 'ref:1' stands twice"),
+        (rewardbench2, items({"tied:1": ([1, 1], [0])}), r"no Ties question has both .* \(0 ref, 1 tied\)"),
+        (rmbench, without(STYLES, "safety-response"), "missing domain: safety-response"),
+        (
+            rmbench,
+            with_value(STYLES, 3, "domain", "safety-refused"),
+            "row 3: unknown domain 'safety-refused'; did you mean 'safety-refuse'",
+        ),
+        (rmbench, styles(math=[([1, 1], [0, 0, 0])]), r"row 2 \(domain 'math'\) has 2 scores in 'chosen', not 3"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(score, frame, message):
+    with pytest.raises(ValueError, match=message):
+        score(frame)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), None, float("inf"), "high"])
+def test_a_score_that_is_not_finite_is_named_and_never_left_out(bad):
+    with pytest.raises(ValueError, match=r"row 101 \(subset 'alpacaeval-length'\) has a score in 'chosen'"):
+        rewardbench(with_value(PUBLISHED, 101, "chosen", bad), partial=True)
+    with pytest.raises(ValueError, match=r"row 5 \(domain 'Precise IF'\) has a score in 'scores'"):
+        rewardbench2(items(TIES, Precise_IF=[[1, bad, 0, 0]]))
+    with pytest.raises(ValueError, match=r"row 1 \(domain 'code'\) has a score in 'rejected'"):
+        rmbench(styles(code=[([1, 1, 1], [0, bad, 0])]))
+
+
+def test_an_unknown_name_is_no_missing_part():
+    with pytest.raises(ValueError, match="row 3: unknown subset 'alpacaeval-esay'; did you mean 'alpacaeval-easy'"):
+        rewardbench(with_value(PUBLISHED, 3, "subset", "alpacaeval-esay"), partial=True)

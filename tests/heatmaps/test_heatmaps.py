@@ -5,6 +5,7 @@ import re
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fuzz import FUZZ, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markup import Token, read
@@ -13,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from icrm_lib.figures import DIVERGING
 from icrm_lib.heatmaps import Row, reward_norm, token_heatmap, token_heatmap_html
-from icrm_lib.heatmaps.responses import CLOSING
+from icrm_lib.heatmaps.responses import CLOSING, LARGEST
 
 
 def tokens(*pairs):
@@ -106,16 +107,6 @@ def test_text_of_any_script_is_drawn_without_complaint(tmp_path):
     assert {"$x^2$", "‹202E›", "‹200B›", "↵", "<b>", "‹0000›"} <= set(texts(figure))
 
 
-def test_markup_in_a_response_is_text():
-    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\"' style=x"
-    reader = read(
-        token_heatmap_html({evil: tokens((evil, 1.0), ("b", 0.0))}, rows=[Row(evil, {evil: [0, 1]})], title=evil)
-    )
-    assert reader.tags <= {"div", "span", "b", "br", "small"}
-    assert reader.attributes <= {"style", "title"}
-    assert reader.text.count(evil) == 3
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=6))
 def test_no_text_escapes_its_token(parts):
@@ -128,3 +119,47 @@ def test_no_text_escapes_its_token(parts):
 def test_hovering_shows_reward_and_rows():
     source = token_heatmap_html(PAIR, rows=[Row("value", {"chosen": [0.1, 0.5, 0.7, 1.0]})])
     assert 'title="reward 1.000\nvalue 0.500"' in source and 'title="reward -1.000"' in source
+
+
+REWARDS = (
+    st.floats(allow_nan=True, allow_infinity=True) | st.floats(-9, 9) | st.sampled_from([None, "x", 10**400, True, 0])
+)
+MARKUP = st.sampled_from(
+    ["<script>alert(1)</script>", "</span>", '" onload="x', "&lt;", "<!--", "\ud800", "\0", "日本", "$x$"]
+)
+TOKENS = st.builds(Token, TEXTS | MARKUP, REWARDS)
+
+
+def is_drawable(reward):
+    return isinstance(reward, int | float) and reward == reward and abs(reward) < LARGEST
+
+
+@given(responses=st.dictionaries(TEXTS | MARKUP, st.lists(TOKENS, max_size=4), max_size=3), title=TEXTS | MARKUP)
+@settings(max_examples=300, **FUZZ)
+def test_any_rewards_are_drawn_or_refused_and_any_text_stays_text(responses, title):
+    drawable = responses and all(tokens and all(is_drawable(t.reward) for t in tokens) for tokens in responses.values())
+    if not drawable:
+        with pytest.raises(ValueError, match="at least one|not finite"):
+            token_heatmap_html(responses, title=title)
+        return
+    source = token_heatmap_html(responses, title=title)
+    source.encode()
+    reader = read(source)
+    assert "<script" not in source and reader.tags <= {"div", "span", "b", "br", "small"}
+    assert reader.attributes <= {"style", "title"}
+
+
+@given(
+    responses=st.dictionaries(TEXTS | MARKUP, st.lists(TOKENS, max_size=4), min_size=1, max_size=2),
+    title=TEXTS | MARKUP,
+)
+@settings(max_examples=40, **FUZZ)
+@pytest.mark.filterwarnings("error")
+def test_any_figure_is_drawn_or_refused(responses, title):
+    try:
+        figure = token_heatmap(responses, title=title)
+    except ValueError as error:
+        assert "at least one" in str(error) or "not finite" in str(error)
+        return
+    figure.canvas.draw()
+    plt.close(figure)
