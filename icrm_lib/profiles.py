@@ -16,14 +16,14 @@ from icrm_lib import runtime
 from icrm_lib.runtime import nearest
 
 
-def _no_truth_value(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a truth value is no number")
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | bytes):
+        raise ValueError("neither a truth value nor bytes are a number")
     return value
 
 
 # YAML reads 1e-5 as text and 1 as an integer: both are fine where a float is wanted; True and nan never are.
-Number = Annotated[float, BeforeValidator(_no_truth_value), Field(allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Rate = Annotated[Number, Field(gt=0)]
 Weight = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -241,6 +241,8 @@ BOUNDS = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "le
 
 def _first_fault(schema: type, error: ValidationError, where: str) -> str:
     fault = error.errors(include_url=False)[0]
+    if not fault["loc"]:
+        return f"{where}: expected a mapping of settings, got {fault['input']!r}"
     *sections, key = fault["loc"]
     for section in sections:
         schema, where = get_type_hints(schema)[section], f"{where}: {section}"

@@ -66,6 +66,7 @@ def test_a_float_may_be_written_as_people_write_it(write, text, value):
         ("reward_model:\n  learning_rate: true", "expected float, got True"),
         ("reward_model:\n  learning_rate: .nan", "expected float, got nan"),
         ("reward_model:\n  learning_rate: 1e999", "expected float, got '1e999'"),
+        ("reward_model:\n  learning_rate: !!binary MC4x", "expected float, got b'0.1'"),
         ("reward_model:\n  learning_rate: [1]", r"expected float, got \[1\]"),
         ("reward_model:\n  learning_rate:", "expected float, got None"),
         ("reward_model:", "reward_model: expected a mapping of settings, got None"),
@@ -93,6 +94,12 @@ def test_a_float_may_be_written_as_people_write_it(write, text, value):
 def test_what_is_wrong_is_named_and_refused(write, text, message):
     with pytest.raises(ValueError, match=message):
         write(text)
+
+
+@pytest.mark.parametrize("values", [[1], "data", None])
+def test_what_is_no_mapping_is_refused(values):
+    with pytest.raises(ValueError, match="here: expected a mapping of settings, got"):
+        build(Profile, values, "here")
 
 
 def test_a_missing_key_is_named():

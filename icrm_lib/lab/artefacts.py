@@ -134,7 +134,12 @@ def code_fingerprint(module: str, package: Path = PACKAGE) -> str:
     Args:
         module: dotted name, e.g. "icrm_lib.lab.data".
         package: folder of the package that the name begins with.
+
+    Raises:
+        ValueError: no such module in the package, a `functools.partial` as maker, say; its hash would be of nothing.
     """
+    if _file(module, package) is None:
+        raise ValueError(f"no module {module!r} in {package.name}; let a function of the package make the artefact")
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:

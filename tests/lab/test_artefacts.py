@@ -207,3 +207,8 @@ def test_a_comment_a_docstring_layout_and_strangers_change_nothing(fingerprint, 
 def test_other_code_counts_through_every_chain(fingerprint, name):
     text = FILES[name.replace("__", "/")].replace("return ", "return 0 + ")
     assert fingerprint("changed", **{name: text}) != fingerprint()
+
+
+def test_the_code_of_no_module_of_the_kit_has_no_hash():
+    with pytest.raises(ValueError, match="no module 'functools' in icrm_lib"):
+        code_fingerprint("functools")
