@@ -48,8 +48,8 @@ def bradley_terry_loss(
 def positive_reward_penalty(chosen: torch.Tensor) -> torch.Tensor:
     """Penalty that keeps the chosen rewards positive ("positive regularisation", times 0.1 on top of Bradley-Terry).
 
-    -log sigmoid(mean_i R^w_i), the mean being over the batch. It is no mean over pairs, so several processes, each with a
-    part of the batch, compute another penalty than one.
+    -log sigmoid(mean_i R^w_i), the mean being over the batch. It is no mean over pairs, so several processes, each
+    with a part of the batch, compute another penalty than one.
 
     Args:
         chosen: rewards of the chosen responses. Shape: (B,).
