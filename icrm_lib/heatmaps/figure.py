@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import Rectangle
 
 from icrm_lib.figures import DIVERGING, SEQUENTIAL
@@ -72,7 +73,9 @@ def _page(total: float, title: str, norm: TwoSlopeNorm, strips: bool) -> tuple[F
     """Return a page with its title and colour bars, and axes for so many text lines."""
     below, above = (1.6 if strips else 0.9), (0.3 if title else 0.0)
     inches = 0.185 * total + below + above
-    figure = plt.figure(figsize=(9.0, inches), layout="none")
+    # An engine that does nothing rather than none: matplotlib puts the style's own in the place of none when it saves.
+    figure = plt.figure(figsize=(9.0, inches))
+    figure.set_layout_engine(PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True))
     bottom, top = below / inches, 1 - (above or 0.02) / inches
     axes = figure.add_axes((0.01, bottom, 0.98, top - bottom))
     axes.set(xlim=(0, MARGIN + LINE), ylim=(total, 0))
