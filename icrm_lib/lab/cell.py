@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from icrm_lib import records, runtime
-from icrm_lib.lab import picks, policies, test_sets
+from icrm_lib.lab import held_out, picks, policies
 from icrm_lib.lab.cells import ENSEMBLE_SIZE, ROLLOUTS, TRUTH, VERSION, WEIGHTS, Cell
+from icrm_lib.lab.held_out import true_rewards
 from icrm_lib.lab.inputs import base_model, compare_weights, training_rows, training_workspace
-from icrm_lib.lab.test_sets import true_rewards
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
@@ -27,7 +27,7 @@ from icrm_lib.training import train_reward_model
 # What the cells of a study are for, asked here alone. A purpose is a module with `constants(profile, cell)`, what of
 # its code decides the numbers and so stands in a record; `prepare(profile)`, which makes what its cells share before
 # several processes want it; and `measure(profile, cell, rewards, folder)`, the metrics of a record.
-PURPOSES = {"evidence": test_sets, "best_of_n": picks, "policy": policies}
+PURPOSES = {"evidence": held_out, "best_of_n": picks, "policy": policies}
 
 
 def run_cell(

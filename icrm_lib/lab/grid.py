@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from icrm_lib import records, runtime
 from icrm_lib.lab.cell import PURPOSES, cell_config, cells_folder, is_finished, run_cell
 from icrm_lib.lab.cells import Cell, tuned_as, tuning_cells
+from icrm_lib.lab.held_out import VALIDATION
 from icrm_lib.lab.inputs import base_model, generator_workspace, settings_of, training_workspace
-from icrm_lib.lab.test_sets import VALIDATION
 from icrm_lib.profiles import Profile
 
 logger = logging.getLogger(__name__)

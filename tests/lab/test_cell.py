@@ -9,11 +9,11 @@ from icrm_lib.lab import picks, policies
 from icrm_lib.lab.cell import cell_config, is_finished, train
 from icrm_lib.lab.cells import TRUTH, WEIGHTS, Cell
 from icrm_lib.lab.grid import run_grid
+from icrm_lib.lab.held_out import SHIFTS, measure_tokens
+from icrm_lib.lab.held_out import test_set as shifted_pairs
 from icrm_lib.lab.inputs import settings_of
 from icrm_lib.lab.picks import Pool
 from icrm_lib.lab.policies import KINDS
-from icrm_lib.lab.test_sets import SHIFTS, measure_tokens
-from icrm_lib.lab.test_sets import test_set as shifted_pairs
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversations
 

@@ -18,7 +18,7 @@ from icrm_lib.lab import grid
 from icrm_lib.lab.cell import cell_config, cells_folder, is_finished
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.grid import run_grid, tune
-from icrm_lib.lab.test_sets import VALIDATION
+from icrm_lib.lab.held_out import VALIDATION
 
 MICRO = micro_grid()
 pytestmark = pytest.mark.usefixtures("own_root")

@@ -5,9 +5,9 @@ import pytest
 from tiny import micro_grid
 
 from icrm_lib.lab.cells import ROLLOUTS, Cell
+from icrm_lib.lab.held_out import SHIFTS
+from icrm_lib.lab.held_out import test_set as shifted_pairs
 from icrm_lib.lab.inputs import settings_of, training_rows, training_workspace
-from icrm_lib.lab.test_sets import SHIFTS
-from icrm_lib.lab.test_sets import test_set as shifted_pairs
 
 MICRO = micro_grid()
 pytestmark = pytest.mark.usefixtures("own_root")
