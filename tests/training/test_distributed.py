@@ -33,6 +33,7 @@ def trained(base_model, pairs_with_logprobs, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_equal_one(trained, case):
     first, second = (json.loads((trained / f"2/{case}/log-{rank}.json").read_text()) for rank in (0, 1))
