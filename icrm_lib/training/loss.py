@@ -103,8 +103,11 @@ def icrm_loss(
         loss = (1.0 - text_weight) * loss  # GRM's alpha: (1 - alpha) L_bt + alpha L_text
 
     if lam > 0:
-        term, weights = _consistency_terms(batch, args)  # A and W of eqs. (4) and (5) and the term on them
-        adjacent = batch.response_mask[:, 1:] & batch.response_mask[:, :-1]  # M_t
+        mask, probs = batch.response_mask, batch.token_probs
+        if probs is None:
+            probs = torch.ones_like(mask, dtype=torch.float32)  # p = 1
+        term, weights = _consistency_terms(batch, probs, args)  # A and W of eqs. (4) and (5) and the term on them
+        adjacent = mask[:, 1:] & mask[:, :-1]  # M_t
         count = adjacent.sum().to(weights.dtype) * (share.pairs > 0)
         weight_sum, total = share.sum(torch.stack([weights * count, count]))
         if training:
@@ -112,7 +115,6 @@ def icrm_loss(
         running = scale.value.to(term.device)
         regulariser = term * share.of_tokens(count, total) / running  # L_reg = A / S
         loss = loss + lam * regulariser
-        probs = torch.ones_like(batch.rewards) if batch.token_probs is None else batch.token_probs
         parts["generator_probability"] = (probs[:, 1:] * adjacent).sum() / adjacent.sum().clamp(min=1)
         parts |= {"consistency_loss": regulariser, "consistency_scale": running}
 
@@ -141,14 +143,12 @@ def _response_loss(batch: Batch, args: ICRMConfig, share: Share, trl_loss: torch
     return loss * share.pairs
 
 
-def _consistency_terms(batch: Batch, args: ICRMConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    mask = batch.response_mask
-    probs = torch.ones_like(mask, dtype=torch.float32) if batch.token_probs is None else batch.token_probs
+def _consistency_terms(batch: Batch, probs: torch.Tensor, args: ICRMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     # Weights that the data bring stand in the place of the probabilities.
     options = {"form": args.form, "weighting": args.weighting if args.weighting in WEIGHTINGS else "probability"}
     if args.loss == "bradley_terry":
-        return consistency_terms(batch.rewards, mask, probs, centering=args.centering, **options)
-    return pointwise_consistency_terms(batch.rewards, mask, probs, batch.outcomes, **options)
+        return consistency_terms(batch.rewards, batch.response_mask, probs, centering=args.centering, **options)
+    return pointwise_consistency_terms(batch.rewards, batch.response_mask, probs, batch.outcomes, **options)
 
 
 def _spread(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
