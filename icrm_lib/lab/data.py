@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, disable_caching, enable_caching, load_from_disk
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
-from icrm_lib.language_model.causal import NO_CODE
 from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
@@ -21,7 +20,7 @@ from icrm_lib.preferences import Report, load_preferences, read_reports, split_b
 from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
-from icrm_lib.tokenization import Conversation, prepare_tokenizer
+from icrm_lib.tokenization import Conversation, load_tokenizer, prepare_tokenizer
 
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
 LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
@@ -133,7 +132,7 @@ class Data:
             return ""
         path = model_path(name)
         # Its probabilities are read for the reward model's token ids. Rows beyond the vocabulary do not matter.
-        if AutoTokenizer.from_pretrained(path, **NO_CODE).get_vocab() != self.tokenizer.get_vocab():
+        if load_tokenizer(path).get_vocab() != self.tokenizer.get_vocab():
             raise ValueError(
                 f"the generator {name!r} has another vocabulary than the base model {self.profile.base_model.name!r}; "
                 "its probabilities are of other tokens: name a model of one family"
@@ -153,14 +152,14 @@ class Data:
         if settings.name == "testbed":
             return prepare_tokenizer(self.language.tokenizer)
         if settings.name != "scratch":
-            return prepare_tokenizer(AutoTokenizer.from_pretrained(model_path(settings.name), **NO_CODE))
+            return prepare_tokenizer(load_tokenizer(model_path(settings.name)))
 
         def make(folder: Path) -> None:
             scratch_tokenizer(self.training_texts(), settings.vocabulary).save_pretrained(str(folder))
 
         key = {"texts": records.fingerprint(self.training_texts()), "vocabulary": settings.vocabulary}
         folder = self.artefacts.get("tokenizer", key, make)
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(folder, **NO_CODE))
+        return prepare_tokenizer(load_tokenizer(folder))
 
     @cached_property
     def tokenized(self) -> dict[str, Dataset]:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import NO_CODE
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
-from icrm_lib.tokenization import Conversation, prepare_tokenizer, tokenize_conversations
+from icrm_lib.tokenization import Conversation, load_tokenizer, prepare_tokenizer, tokenize_conversations
 
 
 class RewardModel:
@@ -55,7 +54,7 @@ class RewardModel:
         path = str(path)
         load = load_adapter if (Path(path) / "adapter_config.json").is_file() else load_classifier
         model = load(path, dtype=dtype or "auto", num_labels=1)
-        return cls(model.to(device or runtime.device()), AutoTokenizer.from_pretrained(path, **NO_CODE))
+        return cls(model.to(device or runtime.device()), load_tokenizer(path))
 
     def score(
         self,

@@ -17,6 +17,7 @@ from icrm_lib.tokenization.encoder import (
     tokenize_conversation,
     tokenize_conversations,
 )
+from icrm_lib.tokenization.loading import load_tokenizer
 from icrm_lib.tokenization.template import Conversation, Message, prepare_tokenizer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "closing_token_ids",
     "cut_prompt",
     "encoder_for",
+    "load_tokenizer",
     "prepare_tokenizer",
     "tokenize_conversation",
     "tokenize_conversations",

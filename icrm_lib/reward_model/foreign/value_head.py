@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from icrm_lib import runtime
 from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles, saved_tensors
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.model import RewardModel
+from icrm_lib.tokenization import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def load_value_head(
         model = model.to(kwargs["dtype"])
     _put_head(model, head)
     has_tokenizer = base_model is None or (folder / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(str(folder if has_tokenizer else base_model), **NO_CODE)
+    tokenizer = load_tokenizer(folder if has_tokenizer else base_model)
     return RewardModel(model.to(device or runtime.device()), tokenizer)
 
 
