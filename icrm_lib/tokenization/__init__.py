@@ -4,21 +4,23 @@ A reward is read at the *closing token*: the end-of-turn token that the chat tem
 reply, or the EOS token where it writes none. Everything before the final reply is the prompt; the reply with
 its closing token is the response. `prepare_tokenizer` stores these conventions inside the tokenizer itself,
 so that tools which know nothing of this package read the reward at the same position.
+
+A reward model that another tool trained is read where that tool read it: `adopt_tokenizer` leaves its
+template as it is, and the reward stands at the last token that is not padding.
 """
 
-from icrm_lib.tokenization.encoder import (
-    Encoded,
+from icrm_lib.tokenization.conversations import (
     ResponseTooLong,
-    TemplateProblem,
     Tokenized,
     closing_token_ids,
     cut_prompt,
-    encoder_for,
     tokenize_conversation,
     tokenize_conversations,
 )
+from icrm_lib.tokenization.encoder import Encoded, TemplateProblem, encoder_for
 from icrm_lib.tokenization.loading import load_tokenizer
-from icrm_lib.tokenization.template import Conversation, Message, prepare_tokenizer
+from icrm_lib.tokenization.messages import checked_conversation
+from icrm_lib.tokenization.template import Conversation, Message, adopt_tokenizer, prepare_tokenizer, reads
 
 __all__ = [
     "Conversation",
@@ -27,11 +29,14 @@ __all__ = [
     "ResponseTooLong",
     "TemplateProblem",
     "Tokenized",
+    "adopt_tokenizer",
+    "checked_conversation",
     "closing_token_ids",
     "cut_prompt",
     "encoder_for",
     "load_tokenizer",
     "prepare_tokenizer",
+    "reads",
     "tokenize_conversation",
     "tokenize_conversations",
 ]

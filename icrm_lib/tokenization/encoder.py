@@ -1,121 +1,21 @@
-"""Conversations to token ids: the end of the prompt that fits, and the response."""
+"""How one tokenizer and its chat template turn prompts and replies into ids."""
 
 import functools
+import json
+import os
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from icrm_lib.tokenization.template import PROBE, SENTINEL, Conversation, Message, closing_token, is_wrapped
-
-_PLAIN = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-# SentencePiece-like tokenizers put a space before a text. A piece from the middle of a conversation must not get one:
-# it is encoded behind an anchor, whose ids are then removed. There are several, as the text may merge with one of them.
-_ANCHORS = ("\n", "a", "!")
-
-
-class ResponseTooLong(ValueError):
-    """The response alone leaves no room for a single prompt token (the BOS token where there is one)."""
+from icrm_lib.tokenization.pieces import Pieces
+from icrm_lib.tokenization.template import PROBE, SENTINEL, Conversation, Message, closing_token, reads
 
 
 class TemplateProblem(ValueError):
     """The chat template refuses a conversation, or hides where the final reply begins."""
-
-
-class Tokenized(NamedTuple):
-    """One tokenised conversation.
-
-    Attributes:
-        input_ids: prompt and response; the last one is the closing token.
-        prompt_length: number of prompt tokens; the response is `input_ids[prompt_length:]`.
-        offsets: (start, end) of each response token in the reply string, `(len, len)` for the closing token;
-            empty unless asked for.
-    """
-
-    input_ids: list[int]
-    prompt_length: int
-    offsets: list[tuple[int, int]]
-
-
-def tokenize_conversation(
-    tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
-    *,
-    max_length: int | None = None,
-    offsets: bool = False,
-) -> Tokenized:
-    """Tokenise one conversation whose last turn is the assistant's.
-
-    The ids are those of `tokenizer.apply_chat_template(conversation)`, with two exceptions: a token never
-    reaches across the border of prompt and response, and the text of a special token inside a message
-    (`"<|im_end|>"` typed by a user) stays text.
-
-    Args:
-        tokenizer: as returned by `prepare_tokenizer`.
-        conversation: messages with "role" and "content" (both str).
-        max_length: most tokens, 2 or more. A longer prompt loses its beginning, except BOS; the response is
-            never cut.
-        offsets: also return where each response token lies in the reply.
-
-    Raises:
-        ResponseTooLong: the response fills `max_length`.
-        TemplateProblem: the chat template refuses the conversation, hides where the reply begins, or (with
-            `offsets`) rewrites it.
-        ValueError: an unprepared tokenizer, or a conversation that does not end with an assistant turn.
-    """
-    return tokenize_conversations(tokenizer, [conversation], max_length=max_length, offsets=offsets)[0]
-
-
-def tokenize_conversations(
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[Conversation],
-    *,
-    max_length: int | None = None,
-    offsets: bool = False,
-) -> list[Tokenized]:
-    """Tokenise many conversations at once, a prompt that several share only once; see `tokenize_conversation`."""
-    rows = []
-    for conversation in conversations:
-        if not conversation or conversation[-1]["role"] != "assistant":
-            last = conversation[-1]["role"] if conversation else None
-            raise ValueError(f"the last turn is {last!r}, but a reward needs a reply; end with an assistant turn")
-        rows.append((list(conversation[:-1]), [conversation[-1]["content"]]))
-    encoder, results = encoder_for(tokenizer), []
-    for encoded, (_, (reply,)) in zip(encoder.encode(rows), rows, strict=True):
-        if isinstance(encoded, TemplateProblem):
-            raise encoded
-        (response,) = encoded.responses
-        kept = cut_prompt(encoded.prompt, len(response), max_length, tokenizer.bos_token_id)
-        spans = encoder.reply_offsets(encoded, reply) if offsets else []
-        results.append(Tokenized(kept + response, len(kept), spans))
-    return results
-
-
-def cut_prompt(prompt: list[int], response_length: int, max_length: int | None, bos: int | None) -> list[int]:
-    """Return the end of the prompt that fits before `response_length` tokens, with BOS kept in front.
-
-    One prompt token always stays, because a response token's probability is conditioned on what precedes it.
-    """
-    if max_length is None or len(prompt) + response_length <= max_length:
-        return prompt
-    room = max_length - response_length
-    if room < 1:
-        raise ResponseTooLong(
-            f"the response has {response_length} tokens and needs one more in front, but max_length is "
-            f"{max_length}; raise max_length or drop the row"
-        )
-    if prompt[0] == bos:
-        return prompt[:1] + prompt[len(prompt) - room + 1 :]
-    return prompt[-room:]
-
-
-def closing_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids at which a response ends: the closing token of the chat template, and EOS where it is another."""
-    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-    found = {tokenize_conversation(tokenizer, probe).input_ids[-1], tokenizer.eos_token_id}
-    return sorted(found - {None})
 
 
 class Encoded(NamedTuple):
@@ -137,6 +37,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
+        self.whole = reads(tokenizer) == "last"  # the ids are exactly those of the rendered conversation
         self.frame = functools.lru_cache(maxsize=1024)(self._frame)
         turn = self.render(PROBE[:1]) + closing_token(tokenizer, self.render(PROBE))
         controls = [
@@ -153,8 +54,13 @@ class Encoder:
             list(messages), tokenize=False, add_generation_prompt=generation_prompt
         )
 
-    def encode(self, rows: Sequence[tuple[list[Message], list[str]]]) -> list[Encoded | TemplateProblem]:
+    def encode(
+        self, rows: Sequence[tuple[list[Message], list[Message] | list[str]]]
+    ) -> list[Encoded | TemplateProblem]:
         """Tokenise prompts with their replies; all replies of a row get the same prompt ids.
+
+        Args:
+            rows: prompt, and replies to it, each a text or an assistant's message.
 
         Returns:
             For each row its encoding, or what the chat template made impossible.
@@ -162,8 +68,9 @@ class Encoder:
         results: list[Encoded | TemplateProblem | None] = [None] * len(rows)
         layouts = {}
         for i, (prompt, replies) in enumerate(rows):
+            replies = [{"role": "assistant", "content": r} if isinstance(r, str) else r for r in replies]
             try:
-                if any(map(self.controls.search, [m["content"] for m in prompt] + replies)):
+                if any(map(self.controls.search, _texts([*prompt, *replies]))):
                     results[i] = self._encode_guarded(prompt, replies)
                 else:
                     layouts[i] = self.layout(prompt, replies)
@@ -171,21 +78,26 @@ class Encoder:
                 results[i] = error
             except TemplateError as error:
                 results[i] = TemplateProblem(f"the chat template refuses the conversation: {error}")
-        prompts = self.pieces.prompts(list({head: None for head, _ in layouts.values()}))
+            except (TypeError, ValueError, KeyError) as error:  # a template that expects another shape of a tool call
+                results[i] = TemplateProblem(f"the chat template fails on the conversation: {error}")
+        prompts = {} if self.whole else self.pieces.prompts(list({head: None for head, _ in layouts.values()}))
         wholes = iter(self.pieces.ids([text for _, texts in layouts.values() for text in texts]))
         for i, (head, texts) in layouts.items():
-            results[i] = self._join(head, texts, prompts[head], [next(wholes) for _ in texts])
+            mine = [next(wholes) for _ in texts]
+            results[i] = self._split(head, texts, mine) if self.whole else self._join(head, texts, prompts[head], mine)
         return results
 
-    def layout(self, prompt: list[Message], replies: list[str]) -> tuple[str, list[str]]:
+    def layout(self, prompt: list[Message], replies: list[Message]) -> tuple[str, list[str]]:
         """Return the text before the reply, and the rendered conversation for each reply."""
-        head, tail = self.frame(tuple((m["role"], m["content"]) for m in prompt))
-        texts = [self.render([*prompt, {"role": "assistant", "content": reply}]) for reply in replies]
-        if all(map(functools.partial(_is_framed, head, tail), texts, replies)):
+        head, tail = self.frame(json.dumps(prompt))
+        texts = [self.render([*prompt, reply]) for reply in replies]
+        if all(_is_framed(head, tail, text, reply) for text, reply in zip(texts, replies, strict=True)):
             return head, texts
         # Templates of reasoning models write an empty thought before a reply without one, and move a given
         # thought. Then the response begins where the model would have begun to write.
         head = self.render(prompt, generation_prompt=True)
+        if self.whole:
+            return os.path.commonprefix([head, *texts]), texts
         for text in texts:
             if not text.startswith(head):
                 raise TemplateProblem(
@@ -195,9 +107,14 @@ class Encoder:
                 )
         return head, texts
 
-    def reply_offsets(self, encoded: Encoded, reply: str) -> list[tuple[int, int]]:
-        """Return (start, end) in `reply` of each token of the first response, (len, len) behind it."""
-        text, head = encoded.text, len(encoded.head)
+    def reply_offsets(self, encoded: Encoded, message: Message) -> list[tuple[int, int]]:
+        """Return (start, end) in the reply's text of each token of the first response, (len, len) behind it."""
+        if beside := sorted(key for key in message.keys() - {"role", "content"} if message[key]):
+            raise TemplateProblem(
+                f"the reply has {beside[0]!r} beside its content, so its tokens have no place in one text; score it as "
+                "a whole, or write everything into 'content'"
+            )
+        reply, text, head = message["content"], encoded.text, len(encoded.head)
         core = reply if reply in text[head:] else reply.strip()
         begin = text.find(core, head)
         if begin < 0:
@@ -218,13 +135,19 @@ class Encoder:
             for start, end in spans
         ]
 
-    def _frame(self, prompt: tuple[tuple[str, str], ...]) -> tuple[str, str]:
-        messages = [{"role": role, "content": content} for role, content in prompt]
-        text = self.render([*messages, {"role": "assistant", "content": SENTINEL}])
+    def _frame(self, prompt: str) -> tuple[str, str]:
+        text = self.render([*json.loads(prompt), {"role": "assistant", "content": SENTINEL}])
         head, found, tail = text.rpartition(SENTINEL)
         if not found:
             raise TemplateProblem("the chat template leaves out the final reply; use one that writes assistant turns")
         return head, tail
+
+    def _split(self, head: str, texts: list[str], wholes: list[list[int]]) -> Encoded:
+        """Cut the ids of whole conversations where the first token reaches beyond the prompt, or differs."""
+        spans = self.pieces.offsets(texts[0])
+        within = sum(end <= len(head) for _, end in spans)
+        size = len(os.path.commonprefix([wholes[0][:within], *wholes[1:]]))
+        return Encoded(wholes[0][:size], [whole[size:] for whole in wholes], head, None, texts[0])
 
     def _join(self, head: str, texts: list[str], prompt: list[int], wholes: list[list[int]]) -> Encoded:
         size = len(prompt)
@@ -238,15 +161,14 @@ class Encoder:
         pieces = None if together else [texts[0][len(head) :]]
         return Encoded(prompt, responses, head, pieces, texts[0])
 
-    def _encode_guarded(self, prompt: list[Message], replies: list[str]) -> Encoded:
+    def _encode_guarded(self, prompt: list[Message], replies: list[Message]) -> Encoded:
         # A mark after the first character of each special token in a message; the texts are tokenised in
         # pieces, cut at the marks, so that the tokenizer never sees those special tokens whole.
-        said = "".join(m["content"] for m in prompt) + "".join(replies)
+        said = "".join(_texts([*prompt, *replies]))
         mark = next(chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in said)
-        marked_prompt = [{**m, "content": self._mark(m["content"], mark)} for m in prompt]
-        head, texts = self.layout(marked_prompt, [self._mark(reply, mark) for reply in replies])
+        head, texts = self.layout(self._marked(prompt, mark), self._marked(replies, mark))
         for text, reply in zip(texts, replies, strict=True):
-            if text.replace(mark, "") != self.render([*prompt, {"role": "assistant", "content": reply}]):
+            if text.replace(mark, "") != self.render([*prompt, reply]):
                 raise TemplateProblem(
                     f"the chat template interprets a special token inside a message of {said[:60]!r}...; "
                     "remove it from the text"
@@ -259,13 +181,13 @@ class Encoder:
         prompt_ids += self.pieces.piece(front[-1], True) if inside else self.pieces.prompts(front[-1:])[front[-1]]
         return Encoded(prompt_ids, responses, head.replace(mark, ""), rests[0], texts[0].replace(mark, ""))
 
-    def _mark(self, text: str, mark: str) -> str:
-        return self.controls.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+    def _marked(self, messages: list[Message], mark: str) -> list[Message]:
+        return _changed(messages, lambda text: self.controls.sub(lambda found: found[0][0] + mark + found[0][1:], text))
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Return the encoder of a prepared tokenizer; raises ValueError for one that is not."""
-    if not is_wrapped(tokenizer):
+    """Return the encoder of a prepared or adopted tokenizer; raises ValueError for one that is neither."""
+    if reads(tokenizer) is None:
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} was not prepared for reward models; pass it through "
             "prepare_tokenizer"
@@ -279,57 +201,27 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> En
     return Encoder(tokenizer)
 
 
-def _is_framed(head: str, tail: str, text: str, reply: str) -> bool:
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value of messages, nested ones and keys included: a template may write any of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.items() if isinstance(value, dict) else value:
+            yield from _texts(list(item) if isinstance(item, tuple) else item)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    if isinstance(value, dict):
+        return {change(key): _changed(item, change) for key, item in value.items()}
+    return value
+
+
+def _is_framed(head: str, tail: str, text: str, message: Message) -> bool:
     if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
         return False
+    reply = message["content"] or ""
     return text[len(head) : len(text) - len(tail)].strip() == reply.strip()  # some templates trim
-
-
-class Pieces:
-    """How one tokenizer turns pieces of a text into ids, as if each stood in the middle of it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.anchors = list(zip(_ANCHORS, self.ids(list(_ANCHORS)), strict=True))
-        (alone,) = self.ids(["a"])
-        self.adds_space = self._behind("a", *self.anchors[0]) != alone
-
-    def prompts(self, heads: list[str]) -> dict[str, list[int]]:
-        """Return the ids of each prompt."""
-        # The prompt is tokenised with a letter behind it, as some tokenizers treat white space at the end of
-        # a text differently from the same white space before a word. If a token takes up that letter, the
-        # prompt stands alone.
-        if not heads:
-            return {}
-        coded = self.tokenizer([head + "a" for head in heads], **_PLAIN, return_offsets_mapping=True)
-        prompts = {}
-        for head, ids, offsets in zip(heads, coded["input_ids"], coded["offset_mapping"], strict=True):
-            size = len(ids)
-            while size and offsets[size - 1][0] >= len(head):
-                size -= 1
-            whole = size == 0 or offsets[size - 1][1] <= len(head)
-            prompts[head] = ids[:size] if whole else self.ids([head])[0]
-        return prompts
-
-    def piece(self, text: str, inside: bool, offsets: bool = False) -> list:
-        """Ids (or offsets) of a piece of a text; `inside` says that something stands before it."""
-        for anchor, skip in self.anchors if inside and self.adds_space else ():
-            ids = self._behind(text, anchor, skip)
-            if ids is not None:
-                spans = self.offsets(anchor + text)[len(skip) :] if offsets else ()
-                return [(start - 1, end - 1) for start, end in spans] if offsets else ids
-        return self.offsets(text) if offsets else self.ids([text])[0]
-
-    def _behind(self, text: str, anchor: str, skip: list[int]) -> list[int] | None:
-        (ids,) = self.ids([anchor + text])
-        return ids[len(skip) :] if ids[: len(skip)] == skip else None
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each whole text."""
-        if not texts:
-            return []
-        return self.tokenizer(texts, **_PLAIN)["input_ids"]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return (start, end) of each token of a whole text."""
-        return self.tokenizer(text, **_PLAIN, return_offsets_mapping=True)["offset_mapping"]

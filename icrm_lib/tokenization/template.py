@@ -1,18 +1,24 @@
 """Chat templates: what a tokenizer needs so that every tool reads a reward at the same token."""
 
 import functools
-import re
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]  # "role" and "content", as in the chat templates of `transformers`
+from icrm_lib.tokenization.wrapping import DATE, dated, wrapped
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, Any]  # "role" and "content" (str), and what else the chat templates of `transformers` write
 Conversation = list[Message]
 
 _WRAPPED = "{#- icrm_lib: a finished assistant turn ends at its closing token -#}\n"
+_ADOPTED = "{#- icrm_lib: the reward is read at the last token that is not padding -#}\n"
 SENTINEL = "icrmFinalReply"
 PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": SENTINEL}]
-_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _PAD_CANDIDATES = (
     "<|finetune_right_pad_id|>",
     "<pad>",
@@ -33,6 +39,7 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
       that is not pad, so with pad == closing token they would read one token too early.
     - Padding on the right; truncation on the left, so that a tool that truncates still keeps the closing
       token.
+    - A template that writes today's date writes `wrapping.DATE` on every day: one conversation has one score.
 
     All of this is saved by `save_pretrained`.
 
@@ -47,6 +54,59 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         ValueError: no chat template, no closing token, no spare token to pad with, or a template that cannot
             be wrapped.
     """
+    _check_templates(tokenizer)
+    before = tokenizer.chat_template
+    try:
+        _rewrite(tokenizer, functools.partial(_dated, tokenizer.name_or_path))
+        if not is_wrapped(tokenizer):
+            _wrap_template(tokenizer)
+    except ValueError:
+        tokenizer.chat_template = before
+        raise
+    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
+    # save_pretrained writes only what is in here, and would lose both sides.
+    tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")
+    _choose_pad(tokenizer)
+    return tokenizer
+
+
+def adopt_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Take a tokenizer as the tool that trained its reward model left it, in place.
+
+    The chat template goes on writing what it writes, but for today's date (see `prepare_tokenizer`), and gets a mark
+    by which `reads` knows it. What `prepare_tokenizer` has seen stays as it is.
+
+    Args:
+        tokenizer: a fast tokenizer with a chat template.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: no chat template.
+    """
+    _check_templates(tokenizer)
+    _rewrite(tokenizer, functools.partial(_dated, tokenizer.name_or_path))
+    if reads(tokenizer) is None:
+        _rewrite(tokenizer, lambda source: _ADOPTED + source)
+    return tokenizer
+
+
+def reads(tokenizer: PreTrainedTokenizerBase) -> Literal["closing", "last"] | None:
+    """Say where the reward of a finished conversation stands.
+
+    Returns:
+        "closing": at the closing token, with which what `prepare_tokenizer` made ends; "last": at the last token that
+        is not padding of what the template writes, which may be a line break behind the closing token (see
+        `adopt_tokenizer`); None where neither has been here.
+    """
+    if not tokenizer.chat_template:
+        return None
+    source = tokenizer.get_chat_template()
+    return "closing" if source.startswith(_WRAPPED) else "last" if source.startswith(_ADOPTED) else None
+
+
+def _check_templates(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} has no chat template, so nothing says where a reply "
@@ -55,18 +115,29 @@ def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         names = ", ".join(sorted(tokenizer.chat_template))
         raise ValueError(f'the tokenizer names the chat templates {names} but no "default"; set the one to use')
-    if not is_wrapped(tokenizer):
-        _wrap_template(tokenizer)
-    tokenizer.padding_side, tokenizer.truncation_side = "right", "left"
-    # save_pretrained writes only what is in here, and would lose both sides.
-    tokenizer.init_kwargs.update(padding_side="right", truncation_side="left")
-    _choose_pad(tokenizer)
-    return tokenizer
+
+
+def _rewrite(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
+    templates = tokenizer.chat_template
+    named = isinstance(templates, dict)
+    tokenizer.chat_template = {name: change(t) for name, t in templates.items()} if named else change(templates)
+
+
+def _dated(name: str, source: str) -> str:
+    mark = next((mark for mark in (_WRAPPED, _ADOPTED) if source.startswith(mark)), "")
+    fixed = mark + dated(source.removeprefix(mark))
+    if fixed != source:
+        logger.warning(
+            "the chat template of %r writes today's date; it is told %s on every day, so that scores last",
+            name,
+            DATE,
+        )
+    return fixed
 
 
 def is_wrapped(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Say whether `prepare_tokenizer` has been here."""
-    return bool(tokenizer.chat_template) and tokenizer.get_chat_template().startswith(_WRAPPED)
+    return reads(tokenizer) == "closing"
 
 
 def closing_token(tokenizer: PreTrainedTokenizerBase, rendered_probe: str) -> str:
@@ -78,6 +149,7 @@ def closing_token(tokenizer: PreTrainedTokenizerBase, rendered_probe: str) -> st
 
 def _wrap_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make finished assistant turns end at the closing token; see `prepare_tokenizer`."""
+    _rewrite(tokenizer, lambda source: source.removeprefix(_ADOPTED))
     try:
         before = tokenizer.apply_chat_template(PROBE, tokenize=False)
     except TemplateError as error:
@@ -100,50 +172,11 @@ def _wrap_template(tokenizer: PreTrainedTokenizerBase) -> None:
         bos is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] and not before.startswith(bos)
     )
     blank = len(before) - len(before.rstrip())
-    templates = tokenizer.chat_template
-    wrap = functools.partial(_wrapped, has_closing=bool(closing), blank=blank, lacks_bos=lacks_bos)
-    tokenizer.chat_template = (
-        {name: wrap(t) for name, t in templates.items()} if isinstance(templates, dict) else wrap(templates)
-    )
+    wrap = functools.partial(wrapped, has_closing=bool(closing), blank=blank, lacks_bos=lacks_bos)
+    _rewrite(tokenizer, lambda source: _WRAPPED + wrap(source))
     expected = (bos if lacks_bos else "") + before.rstrip() + ("" if closing else tokenizer.eos_token)
     if (after := tokenizer.apply_chat_template(PROBE, tokenize=False)) != expected:
-        tokenizer.chat_template = templates
         raise ValueError(f"wrapping the chat template gives {after!r} instead of {expected!r}; simplify the template")
-
-
-def _wrapped(source: str, *, has_closing: bool, blank: int, lacks_bos: bool) -> str:
-    # Jinja drops one line break at the end of a template and, as transformers configures it, one after each
-    # tag. The line break behind the first tag and the plus sign in the last one keep the source's own white
-    # space as it was.
-    source = re.sub(r"(\r\n|\r|\n)\Z", "", source)
-    # `{% generation %}` measures positions while text is written, which a set block delays: mark the places,
-    # tag them below.
-    tagged = _GENERATION_TAG.sub(
-        lambda tag: f"{{%{tag[1]} if true -%}}{{{{- '\\ufdd{1 if tag[2] else 0}' -}}}}{{%- endif {tag[3]}%}}", source
-    )
-    # Without a closing token the reply itself may end in white space: remove only what the template added.
-    end = "icrm_text.rstrip()" if has_closing else f"icrm_text[:icrm_text | length - {blank}] + eos_token"
-    if tagged != source and has_closing:  # the last mark may stand behind the white space
-        end = f"({end}[:-1].rstrip() + '\\ufdd1') if {end}.endswith('\\ufdd1') else {end}"
-    return (
-        f"{_WRAPPED}{{% set icrm_text %}}\n{tagged}{{%+ endset -%}}\n"
-        "{%- if not add_generation_prompt and messages and messages[-1]['role'] == 'assistant' -%}\n"
-        f"{{%- set icrm_text = {end} -%}}\n"
-        "{%- endif -%}\n" + ("{{- bos_token -}}\n" if lacks_bos else "") + _printed(tagged != source)
-    )
-
-
-def _printed(has_generation_tags: bool) -> str:
-    if not has_generation_tags:
-        return "{{- icrm_text -}}\n"
-    return (
-        "{%- for icrm_part in icrm_text.split('\\ufdd0') -%}\n"
-        "{%- if loop.first -%}{{- icrm_part -}}{%- else -%}\n"
-        "{%- set icrm_turn = icrm_part.split('\\ufdd1') -%}\n"
-        "{%- generation -%}{{- icrm_turn[0] -}}{%- endgeneration -%}{{- icrm_turn[1:] | join -}}\n"
-        "{%- endif -%}\n"
-        "{%- endfor -%}\n"
-    )
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,5 +1,6 @@
 """What a prepared tokenizer renders, keeps and refuses."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import trl
 from styles import CHATML, ORDINARY, PLAIN, STYLES, byte_level, plain_ids, raw_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from icrm_lib.tokenization import prepare_tokenizer, tokenize_conversation
+from transformers.utils import chat_template_utils
+
+from icrm_lib.tokenization import adopt_tokenizer, prepare_tokenizer, tokenize_conversation
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -50,6 +53,17 @@ def test_transformers_reads_the_reward_at_the_last_id(style, tokenizers):
             torch.testing.assert_close(reward, at_each_token[-1])
 
 
+@pytest.fixture
+def today(monkeypatch):
+    """Set the day that templates of transformers see."""
+
+    def on(day):
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, tz=None: day)})
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+
+    return on
+
+
 TRL_TEMPLATES = [
     *("cohere", "deepseekv3", "gemma3", "gemma3_training", "glm4moe", "gptoss", "gptoss_training", "llama3_1"),
     *("lfm2_training", "phi3", "qwen2_5", "qwen2_5_training", "qwen3", "qwen3_training", "qwen3_6_training"),
@@ -57,7 +71,8 @@ TRL_TEMPLATES = [
 
 
 @pytest.mark.parametrize("name", TRL_TEMPLATES)
-def test_wrapping_a_published_template_changes_its_end_alone(name):
+def test_wrapping_a_published_template_changes_its_end_and_its_date_alone(name, today):
+    today(datetime(2024, 7, 26, 12))
     source = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
     specials = ["<|im_start|>", "<|im_end|>", "<end_of_turn>", "<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|end|>"]
     tokenizer = PreTrainedTokenizerFast(
@@ -89,6 +104,34 @@ def test_wrapping_a_published_template_changes_its_end_alone(name):
     for conversation in conversations:
         row = tokenize_conversation(tokenizer, conversation, offsets=True)
         assert row.input_ids == plain_ids(tokenizer, conversation)
+
+
+DATED = {
+    "Llama 3.2": "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y') %}{% else %}?{% endif %}",
+    "Granite": "{%- set d = strftime_now('%B %d, %Y') %}",
+    "SmolLM3": "{% macro day() %}{{ strftime_now('%A %-d %b %y %H:%M') }}{% endmacro %}{% set d = day() %}",
+}
+DAYS = {"Llama 3.2": "26 Jul 2024", "Granite": "July 26, 2024", "SmolLM3": "Friday 26 Jul 24 12:00"}
+
+
+@pytest.mark.parametrize("change", [prepare_tokenizer, adopt_tokenizer])
+@pytest.mark.parametrize("name", DATED)
+def test_a_template_that_writes_the_date_writes_one_date(name, change, today, tmp_path, caplog):
+    tokenizer = raw_tokenizer("plain")
+    tokenizer.chat_template = (
+        " \n" + DATED[name] + "Today: {{ d }} {% for m in messages %}{{ m.content }}<eos>{% endfor %}"
+    )
+    today(datetime(2024, 7, 26, 12))
+    text = tokenizer.apply_chat_template(ORDINARY[0], tokenize=False)
+    assert change(tokenizer).apply_chat_template(ORDINARY[0], tokenize=False) == text
+    assert f"Today: {DAYS[name]} " in text and "26 Jul 2024 on every day" in caplog.text
+    today(datetime(2031, 1, 2, 3))
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert one.apply_chat_template(ORDINARY[0], tokenize=False) == text
+    caplog.clear()
+    template = tokenizer.chat_template
+    assert change(tokenizer).chat_template == template and not caplog.text
 
 
 @pytest.mark.parametrize(
