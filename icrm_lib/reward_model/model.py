@@ -13,20 +13,37 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime
 from icrm_lib.reward_model import scoring
+from icrm_lib.reward_model.adoption import adopt_padding
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
-from icrm_lib.tokenization import Conversation, load_tokenizer, prepare_tokenizer, tokenize_conversations
+from icrm_lib.tokenization import (
+    Conversation,
+    adopt_tokenizer,
+    check_saved_tokenizer,
+    checked_conversations,
+    load_tokenizer,
+    prepare_tokenizer,
+    reads,
+    tokenize_conversations,
+)
 
 
 class RewardModel:
     """A one-label sequence classification model and its tokenizer.
 
+    The score of a conversation is the reward where the model was trained to give it: of a model of this kit at the
+    closing token (`icrm_reads: closing` in its configuration, or a tokenizer of `tokenization.prepare_tokenizer`), of
+    any other one where `transformers` reads it on the ids of `apply_chat_template`, at the last token that is not
+    padding. With many chat templates that is a line break behind the closing token; where padding and closing token
+    are one, it is the token before it. `tokenization.reads(model.tokenizer)` says which: "closing" or "last".
+
     Args:
         model: from `AutoModelForSequenceClassification` with one label, PEFT-wrapped or not.
-        tokenizer: with a chat template; made fit by `tokenization.prepare_tokenizer`.
+        tokenizer: with a chat template; `tokenization.adopt_tokenizer` takes it as it is unless it is prepared.
 
     Raises:
-        ValueError: the model has another number of labels, or no reward at every position.
+        ValueError: the model has another number of labels, no reward at every position, or fewer embeddings than the
+            tokenizer has tokens.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase):
@@ -34,8 +51,19 @@ class RewardModel:
             raise ValueError(f"a reward model has num_labels=1, this one has {model.config.num_labels}")
         reward_head(model)
         self.model = model.eval()
-        self.tokenizer = prepare_tokenizer(tokenizer)
-        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        rows = model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model embeddings for {rows}; give the tokenizer that "
+                "it was trained with, or call model.resize_token_embeddings(len(tokenizer)) and train on"
+            )
+        if reads(tokenizer) == "closing" or getattr(model.config, "icrm_reads", None) == "closing":
+            self.tokenizer = prepare_tokenizer(tokenizer)
+            model.config.icrm_reads = "closing"
+            model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        else:
+            self.tokenizer = adopt_tokenizer(tokenizer)
+            adopt_padding(model.config, self.tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -63,14 +91,15 @@ class RewardModel:
         batch_size: int | None = None,
         max_length: int | None = None,
     ) -> np.ndarray:
-        """Score whole conversations: the reward at the closing token of the last assistant turn.
+        """Score whole conversations: the reward where the model gives it to them, see `RewardModel`.
 
         Conversations of like length are scored together, and what several of them have in common (everything before
         the last turn) is encoded once. Order, company and batch size change no score by more than rounding (1e-5 in
         float32).
 
         Args:
-            conversations: each a list of {"role", "content"} that ends with an assistant turn.
+            conversations: each a list of {"role", "content"} that ends with an assistant turn. What else a message
+                holds (`tool_calls`, `reasoning_content`) counts as far as the chat template writes it.
             batch_size: most conversations in one forward pass; when None, as many as
                 `scoring.TOKENS_PER_BATCH` tokens allow.
             max_length: tokens; a longer conversation loses the beginning of its prompt. (In training both responses
@@ -81,6 +110,7 @@ class RewardModel:
 
         Raises:
             tokenization.ResponseTooLong: a response alone is longer than `max_length`.
+            ValueError: no conversations that end with a reply, or another argument out of range; says which.
         """
         rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length)
         prompts = [row.prompt_length for row in rows]
@@ -93,20 +123,24 @@ class RewardModel:
         batch_size: int | None = None,
         prompt_lengths: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """Score token ids, e.g. the columns of `preferences.tokenize_pairs`: the reward at each row's last token.
+        """Score token ids, e.g. the columns of `preferences.tokenize_pairs`: the reward at the last one but padding.
 
         Args:
-            rows: token ids, each ending with its closing token.
+            rows: token ids of whole conversations.
             batch_size: see `score`.
             prompt_lengths: how many leading tokens of each row are its prompt, which other rows may share.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
         """
-        shared = [0] * len(rows) if prompt_lengths is None else prompt_lengths
-        last = [len(row) - 1 for row in rows]
-        rewards = self.token_scores(rows, last, batch_size=batch_size, shared=shared)
+        places = [self._place(row) for row in rows]
+        shared = [0] * len(rows) if prompt_lengths is None else list(map(min, prompt_lengths, places))
+        rewards = self.token_scores(rows, places, batch_size=batch_size, shared=shared)
         return np.array([values[0] for values in rewards], dtype=np.float32)
+
+    def _place(self, ids: Sequence[int]) -> int:
+        """Where the reward of a whole conversation stands."""
+        return scoring.last_token(ids, self.model.config.get_text_config().pad_token_id)
 
     def token_scores(
         self,
@@ -117,7 +151,9 @@ class RewardModel:
         shared: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """Read the rewards at the tokens of each row from a position on; arguments, result: `scoring.token_scores`."""
-        pad = self.tokenizer.pad_token_id
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None for as many as fit")
+        pad = self.model.config.get_text_config().pad_token_id
         return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
 
     def score_prefixes(self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
@@ -126,7 +162,7 @@ class RewardModel:
         Args:
             prompt: the conversation before the responses; encoded once.
             texts: the responses so far; "" has the reward at the end of the prompt.
-            finished: whether each is complete; if so its score is the closing token's, as in `score`.
+            finished: whether each is complete; if so its score is that of the whole conversation, as in `score`.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
@@ -135,13 +171,16 @@ class RewardModel:
             tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
             for text, whole in zip(texts, finished, strict=True)
         ]
-        prompts = [min(row.prompt_length, len(row.input_ids) - 1) for row in rows]
-        return self.score_tokens([row.input_ids for row in rows], prompt_lengths=prompts)
+        ids = [row.input_ids for row in rows]
+        places = [self._place(row) if whole else len(row) - 1 for row, whole in zip(ids, finished, strict=True)]
+        shared = [min(row.prompt_length, place) for row, place in zip(rows, places, strict=True)]
+        rewards = self.token_scores(ids, places, shared=shared)
+        return np.array([values[0] for values in rewards], dtype=np.float32)
 
     def token_rewards(
         self, conversation: Conversation, *, max_length: int | None = None, words: bool = False
     ) -> list[TokenReward]:
-        """Return the reward at every token of the last assistant turn, its closing token included.
+        """Return the reward at every token of the last assistant turn; the last one is the score.
 
         Args:
             conversation: list of {"role", "content"} that ends with an assistant turn.
@@ -149,8 +188,9 @@ class RewardModel:
             words: merge the tokens of each word, see `merge_words`.
 
         Returns:
-            one `TokenReward` a token (or word); offsets count characters of the response string. Several tokens that
-            make up one character (bytes of an emoji) have the offsets of that character each.
+            one `TokenReward` a token (or word), to the one at which the whole conversation is read (see `RewardModel`);
+            what the template writes behind the response has no text. Offsets count characters of the response string.
+            Several tokens that make up one character (bytes of an emoji) have the offsets of that character each.
         """
         return self.token_rewards_of([conversation], max_length=max_length, words=words)[0]
 
@@ -163,13 +203,15 @@ class RewardModel:
         words: bool = False,
     ) -> list[list[TokenReward]]:
         """Return `token_rewards` of many conversations, scored together; arguments as there and in `score`."""
+        conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
         rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length, offsets=True)
         starts = [row.prompt_length for row in rows]
         rewards = self.token_scores([row.input_ids for row in rows], starts, batch_size=batch_size)
         results = []
         for conversation, row, values in zip(conversations, rows, rewards, strict=True):
             response = conversation[-1]["content"]
-            tokens = at_offsets(response, row.offsets, values.tolist())
+            read = max(self._place(row.input_ids) + 1 - row.prompt_length, 0)
+            tokens = at_offsets(response, row.offsets[:read], values[:read].tolist())
             results.append(merge_words(tokens, response) if words else tokens)
         return results
 
@@ -189,7 +231,7 @@ class RewardModel:
             adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only.
 
         Raises:
-            ValueError: `adapter_only` without an adapter.
+            ValueError: `adapter_only` without an adapter; a tokenizer that gives other ids when it is loaded again.
         """
         model = self.model
         if adapter_only and not isinstance(model, PeftModel):
@@ -200,6 +242,7 @@ class RewardModel:
         model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
         _add_older_names(Path(path))
+        check_saved_tokenizer(self.tokenizer, path)
 
 
 def _add_older_names(folder: Path) -> None:

@@ -96,6 +96,19 @@ def forward(
     return head.rewards.float().cpu().numpy()
 
 
+def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
+    """Return where `transformers` reads the score of a sequence: the last position that is not padding.
+
+    Args:
+        ids: token ids, not empty.
+        pad_token_id: of the model's configuration; None reads at the end.
+    """
+    for place in range(len(ids) - 1, 0, -1):
+        if ids[place] != pad_token_id:
+            return place
+    return 0
+
+
 class PrefixScorer:
     """The reward of a growing sequence, each token computed once.
 

@@ -7,15 +7,15 @@ from typing import NamedTuple
 import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from icrm_lib.reward_model.scoring import PrefixScorer
-from icrm_lib.tokenization import Conversation, Tokenized, tokenize_conversation
+from icrm_lib.reward_model.scoring import PrefixScorer, last_token
+from icrm_lib.tokenization import Conversation, Tokenized, checked_conversation, tokenize_conversation
 
 
 class TokenReward(NamedTuple):
     """The reward of the prefix that ends with one response token.
 
     Attributes:
-        text: the token's part of the response; "" for the closing token.
+        text: the token's part of the response; "" for the closing token and what else the template writes behind.
         start: offset of its first character in the response.
         end: offset behind its last character.
         reward: raw reward (a logit).
@@ -94,7 +94,9 @@ class RewardStream:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Conversation):
-        self._tokenizer, self._prompt = tokenizer, list(prompt)
+        self._tokenizer = tokenizer
+        self._prompt = checked_conversation(prompt, tokenizer.get_chat_template(), "the prompt", reply=False)
+        self._pad_token_id = model.config.get_text_config().pad_token_id
         self._scorer = PrefixScorer(model)
 
     def update(self, text: str, *, finished: bool = False) -> list[TokenReward]:
@@ -102,8 +104,9 @@ class RewardStream:
 
         Args:
             text: the response so far, not empty.
-            finished: the response ends here: add the closing token, whose reward is the score of the response.
+            finished: the response ends here: add what the template writes behind it; the last reward is the score.
         """
         row = tokenize_so_far(self._tokenizer, self._prompt, text, finished=finished)
-        rewards = self._scorer.update(row.input_ids)[row.prompt_length :]
-        return at_offsets(text, row.offsets, rewards.tolist())
+        end = last_token(row.input_ids, self._pad_token_id) + 1 if finished else len(row.input_ids)
+        rewards = self._scorer.update(row.input_ids[:end])[row.prompt_length :]
+        return at_offsets(text, row.offsets[: len(rewards)], rewards.tolist())

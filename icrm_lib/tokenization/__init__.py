@@ -18,8 +18,8 @@ from icrm_lib.tokenization.conversations import (
     tokenize_conversations,
 )
 from icrm_lib.tokenization.encoder import Encoded, TemplateProblem, encoder_for
-from icrm_lib.tokenization.loading import load_tokenizer
-from icrm_lib.tokenization.messages import checked_conversation
+from icrm_lib.tokenization.loading import check_saved_tokenizer, load_tokenizer
+from icrm_lib.tokenization.messages import checked_conversation, checked_conversations
 from icrm_lib.tokenization.template import Conversation, Message, adopt_tokenizer, prepare_tokenizer, reads
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "TemplateProblem",
     "Tokenized",
     "adopt_tokenizer",
+    "check_saved_tokenizer",
     "checked_conversation",
+    "checked_conversations",
     "closing_token_ids",
     "cut_prompt",
     "encoder_for",

@@ -1,9 +1,22 @@
 """Load a tokenizer: the one that `tokenizer.json` describes, no code."""
 
+import logging
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.utils.hub import cached_file
+
+logger = logging.getLogger(__name__)
+
+# What tokenizers of other rules cut otherwise: numbers, white space, line breaks, contractions, scripts, code.
+_PROBES = [
+    *("Which river passes town 3?\n\nOr is it 1234567, 3.14 or 2^10?", "  two  spaces,\ta tab \r\n\r\n and an end \n"),
+    *(
+        "I don't know; WE'LL see...",
+        "naïve re\u0301sume\u0301 中文字 שלום 👍🏽",
+        "def f(x_1):\n    return x_1**2  # why?\n",
+    ),
+]
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -21,3 +34,34 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrain
     found = cached_file(path, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     tokenizer_class = TokenizersBackend if found else AutoTokenizer
     return tokenizer_class.from_pretrained(path, revision=revision, trust_remote_code=False)
+
+
+def check_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    """Compare the ids of a saved tokenizer with those of the one that was saved.
+
+    Where `AutoTokenizer` takes another one (see `load_tokenizer`), a warning says that other tools score otherwise.
+
+    Raises:
+        ValueError: the saved tokenizer cuts a text otherwise.
+    """
+    if wrong := _cut_otherwise(tokenizer, load_tokenizer(path)):
+        raise ValueError(
+            f"the saved tokenizer cuts {wrong!r} into other tokens than the {type(tokenizer).__name__} that was saved; "
+            "save a fast tokenizer, whose tokenizer.json says how it cuts"
+        )
+    auto = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    if _cut_otherwise(tokenizer, auto):
+        logger.warning(
+            "AutoTokenizer takes the tokenizer of %s for a %s, which cuts texts otherwise than tokenizer.json says: "
+            "tools that load it so give other scores than RewardModel does",
+            Path(path).name,
+            type(auto).__name__,
+        )
+
+
+def _cut_otherwise(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:
+    return next((text for text in _PROBES if _ids(one, text) != _ids(other, text)), None)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

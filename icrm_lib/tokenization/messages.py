@@ -58,8 +58,8 @@ def _message(value: Any, template: str, name: str) -> Message:
         raise ValueError(f"{name} is {_shown(value)}; give {WANTED}")
     message = dict(value)
     role = message.get("role")
-    if role not in _ROLES and not (isinstance(role, str) and _names(template, role)):
-        hint = f" (here {_MEANT[role]!r})" if role in _MEANT else ""
+    if not isinstance(role, str) or not (role in _ROLES or _names(template, role)):
+        hint = f" (here {_MEANT[role]!r})" if isinstance(role, str) and role in _MEANT else ""
         raise ValueError(
             f"{name} has {'no role' if role is None else f'the role {role!r:.40}'}; use system, user, assistant{hint} "
             "or another role that the chat template names"

@@ -20,7 +20,7 @@ from icrm_lib.language_model.causal import refuse_transformed_logits, without_ad
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import capture_head, reward_head
-from icrm_lib.tokenization import prepare_tokenizer
+from icrm_lib.tokenization import load_tokenizer, prepare_tokenizer, reads
 from icrm_lib.training.collation import (
     REFERENCE_COLUMNS,
     STEP_COLUMNS,
@@ -115,6 +115,8 @@ class ICRMTrainer(RewardTrainer):
                 "the reward head is frozen, and it is random; wrap the model with modules_to_save=['score'], or pass "
                 "peft_config= and let the trainer wrap it"
             )
+        if reads(self.processing_class) == "closing":
+            without_adapter(self.model).config.icrm_reads = "closing"  # for whoever loads it: see RewardModel
         self.lm_head = None  # None stands for the tied embeddings as they are
         if args.sft_weight > 0:
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -304,4 +306,6 @@ def _prepared(tokenizer: PreTrainedTokenizerBase, args: ICRMConfig) -> PreTraine
 def _tokenizer_of(model: str | PreTrainedModel, args: ICRMConfig) -> PreTrainedTokenizerBase:
     name = model if isinstance(model, str) else model.config._name_or_path
     revision = (args.model_init_kwargs or {}).get("revision")
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    if args.trust_remote_code:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
+    return load_tokenizer(name, revision=revision)

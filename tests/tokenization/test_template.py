@@ -8,7 +8,6 @@ import torch
 import trl
 from styles import CHATML, ORDINARY, PLAIN, STYLES, byte_level, plain_ids, raw_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-
 from transformers.utils import chat_template_utils
 
 from icrm_lib.tokenization import adopt_tokenizer, prepare_tokenizer, tokenize_conversation
