@@ -1,10 +1,8 @@
 """A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +13,11 @@ from icrm_lib import runtime
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.adoption import adopt_padding
 from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
+from icrm_lib.reward_model.saving import save_model, save_tokenizer
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
 from icrm_lib.tokenization import (
     Conversation,
     adopt_tokenizer,
-    check_saved_tokenizer,
     checked_conversations,
     load_tokenizer,
     prepare_tokenizer,
@@ -239,36 +237,8 @@ class RewardModel:
         if isinstance(model, PeftModel) and not adapter_only:
             # A copy is merged: the caller may go on training this one, and merging is not exactly reversible.
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(str(path))
-        self.tokenizer.save_pretrained(str(path))
-        _add_older_names(Path(path))
-        check_saved_tokenizer(self.tokenizer, path)
-
-
-def _add_older_names(folder: Path) -> None:
-    """Say the same once more in the words of transformers 4, which most evaluation tools still pin.
-
-    Version 4 does not know the tokenizer class of version 5, and would take its default for a rotary base that stands
-    under a name it does not read: other scores, without a word.
-    """
-    file = folder / "tokenizer_config.json"
-    tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(tokenizer.get("extra_special_tokens"), list):
-        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
-    _write(file, tokenizer)
-    file = folder / "config.json"
-    if file.is_file():
-        config = json.loads(file.read_text(encoding="utf-8"))
-        rope = config.get("rope_parameters") or {}
-        if "rope_theta" in rope:
-            config["rope_theta"] = rope["rope_theta"]
-            if rope.get("rope_type", "default") != "default":
-                config["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
-        config["torch_dtype"] = config.get("dtype", "float32")
-        _write(file, config)
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if adapter_only:
+            model.save_pretrained(str(path))
+            save_tokenizer(self.tokenizer, Path(path))
+        else:
+            save_model(model, self.tokenizer, Path(path))

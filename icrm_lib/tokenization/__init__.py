@@ -18,7 +18,7 @@ from icrm_lib.tokenization.conversations import (
     tokenize_conversations,
 )
 from icrm_lib.tokenization.encoder import Encoded, TemplateProblem, encoder_for
-from icrm_lib.tokenization.loading import check_saved_tokenizer, load_tokenizer
+from icrm_lib.tokenization.loading import check_saved_tokenizer, load_tokenizer, misread_by_auto
 from icrm_lib.tokenization.messages import checked_conversation, checked_conversations
 from icrm_lib.tokenization.template import Conversation, Message, adopt_tokenizer, prepare_tokenizer, reads
 
@@ -37,6 +37,7 @@ __all__ = [
     "cut_prompt",
     "encoder_for",
     "load_tokenizer",
+    "misread_by_auto",
     "prepare_tokenizer",
     "reads",
     "tokenize_conversation",

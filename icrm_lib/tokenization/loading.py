@@ -1,12 +1,9 @@
 """Load a tokenizer: the one that `tokenizer.json` describes, no code."""
 
-import logging
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.utils.hub import cached_file
-
-logger = logging.getLogger(__name__)
 
 # What tokenizers of other rules cut otherwise: numbers, white space, line breaks, contractions, scripts, code.
 _PROBES = [
@@ -39,8 +36,6 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrain
 def check_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
     """Compare the ids of a saved tokenizer with those of the one that was saved.
 
-    Where `AutoTokenizer` takes another one (see `load_tokenizer`), a warning says that other tools score otherwise.
-
     Raises:
         ValueError: the saved tokenizer cuts a text otherwise.
     """
@@ -49,14 +44,12 @@ def check_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) 
             f"the saved tokenizer cuts {wrong!r} into other tokens than the {type(tokenizer).__name__} that was saved; "
             "save a fast tokenizer, whose tokenizer.json says how it cuts"
         )
+
+
+def misread_by_auto(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> str | None:
+    """Return the class that `AutoTokenizer` makes of a saved tokenizer where that cuts otherwise, or None."""
     auto = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    if _cut_otherwise(tokenizer, auto):
-        logger.warning(
-            "AutoTokenizer takes the tokenizer of %s for a %s, which cuts texts otherwise than tokenizer.json says: "
-            "tools that load it so give other scores than RewardModel does",
-            Path(path).name,
-            type(auto).__name__,
-        )
+    return type(auto).__name__ if _cut_otherwise(tokenizer, auto) else None
 
 
 def _cut_otherwise(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str | None:

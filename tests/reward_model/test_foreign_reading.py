@@ -130,8 +130,13 @@ def test_a_tokenizer_of_ones_own_in_a_qwen2_directory_is_the_one_of_its_file(tmp
     model = RewardModel.from_pretrained(tmp_path / "a")
     np.testing.assert_allclose(model.score(talks), right, atol=2e-5)
     model.save_pretrained(tmp_path / "b")
-    assert "takes the tokenizer of b for a Qwen2Tokenizer" in caplog.text
     np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "b").score(talks), right, atol=2e-5)
+    np.testing.assert_allclose(plain_scores(tmp_path / "b", talks), right, atol=2e-5)  # other tools, too
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["model_type"] == "llama" and not caplog.text
+    model.model.config.use_sliding_window = True  # which Llama has not
+    model.save_pretrained(tmp_path / "c")
+    assert "takes the saved tokenizer for a Qwen2Tokenizer" in caplog.text
+    np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "c").score(talks), right, atol=2e-5)
 
 
 def test_more_tokens_than_embeddings_are_refused(tmp_path):
