@@ -18,6 +18,7 @@ def test_the_report_is_a_short_stable_table(tmp_path):
     rows = [good(prompt=f"q{i}") for i in range(3)] + [good(chosen="")] * 7 + [{"prompt": "a"}, good(prompt="q0")]
     _, report = load_preferences(write(tmp_path / "rows.jsonl", *rows))
     assert str(report) == (
+        "WARNING: 8 of 12 (67%) rows are refused, 7 of them for: empty text in 'chosen'\n"
         "rows.jsonl: 4 kept, 8 refused\n"
         "       7  empty text in 'chosen' (line 4, 5, 6, 7, 8, ...)\n"
         "          line 4: found ''; fill it or drop the row\n"
