@@ -17,6 +17,7 @@ from icrm_lib.tokenization.conversations import (
     tokenize_conversation,
     tokenize_conversations,
 )
+from icrm_lib.tokenization.cuts import Lost, lost_by_cut
 from icrm_lib.tokenization.encoder import Encoded, TemplateProblem, encoder_for
 from icrm_lib.tokenization.loading import check_saved_tokenizer, load_tokenizer, misread_by_auto
 from icrm_lib.tokenization.messages import checked_conversation, checked_conversations
@@ -25,6 +26,7 @@ from icrm_lib.tokenization.template import Conversation, Message, adopt_tokenize
 __all__ = [
     "Conversation",
     "Encoded",
+    "Lost",
     "Message",
     "ResponseTooLong",
     "TemplateProblem",
@@ -37,6 +39,7 @@ __all__ = [
     "cut_prompt",
     "encoder_for",
     "load_tokenizer",
+    "lost_by_cut",
     "misread_by_auto",
     "prepare_tokenizer",
     "reads",

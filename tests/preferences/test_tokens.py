@@ -10,7 +10,8 @@ from datasets import Dataset
 from rows import assistant, user
 from styles import ORDINARY, plain_ids
 
-from icrm_lib.preferences import load_preferences, preference_rows, tokenize_pairs
+from icrm_lib.preferences import load_preferences, preference_rows, tokenize_pairs, tokens
+from icrm_lib.preferences.report import Cut
 from icrm_lib.tokenization import tokenize_conversation
 
 
@@ -47,7 +48,7 @@ def test_pairs_are_tokenised_like_conversations_and_cut_on_both_sides_alike(toke
     assert pairs["line"][:] == [i + 1 for i in kept] and pairs["margin"][:] == [i - 1.0 for i in kept]
     assert pairs["prompt_id"][:] == [dataset["prompt_id"][i] for i in kept]
     assert [(r.file, r.line, r.reason) for r in report.refusals] == [("a.jsonl", 3, "reply too long")]
-    assert report.notes == ["2 prompts lost their beginning to fit into 60 tokens"]
+    assert report.cut == Cut(60, prompts=2, questions=2, systems=0) and report.notes == []
     for row, source in zip(pairs, dataset.select(kept), strict=True):
         size, whole = row["prompt_length"], source["prompt"][0]["content"] != long
         assert row["chosen_ids"][:size] == row["rejected_ids"][:size]
@@ -72,6 +73,54 @@ def test_rows_that_a_template_refuses_are_reported(tokenizers):
     assert len(pairs) == report.kept == 1
     assert report.counts() == {"impossible under the chat template": 1}
     assert "no system role" in report.refusals[0].remedy
+
+
+def some_pairs(lengths):
+    """Pairs with replies of so many words."""
+    rows = [{"prompt": f"Question {i}?", "chosen": "wait " * n, "rejected": "no"} for i, n in enumerate(lengths)]
+    return preference_rows(Dataset.from_list(rows))
+
+
+def test_one_report_tells_the_whole_way(tokenizers, tmp_path):
+    asked = [{"system": "Be brief. " * 20, "question": "Why?"}, {"system": "", "question": "Why? " * 60}]
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": row["system"]}, user(row["question"])],
+            "chosen": "a",
+            "rejected": "b",
+        }
+        for row in asked
+    ]
+    rows += [{"prompt": "q", "chosen": "a " * 99, "rejected": "b"}, {"prompt": "q", "chosen": "a"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset, read = load_preferences(tmp_path / "a.jsonl")
+    assert (read.kept, read.refused, read.cut) == (3, 1, None)
+    pairs, report = tokenize_pairs(dataset, tokenizers["qwen2.5"], max_length=64, report=read)
+    assert (len(pairs), report.kept, report.cut) == (2, 2, Cut(64, prompts=2, questions=1, systems=1))
+    assert [(r.line, r.reason) for r in report.refusals] == [(3, "reply too long"), (4, "missing key 'rejected'")]
+    assert str(report).startswith("WARNING: 2 of 4 (50%) rows are refused")
+    assert "WARNING: 1 of 2 (50%) prompts lost text of their question to fit into 64 tokens" in str(report)
+
+
+@pytest.mark.parametrize(("most", "places", "kept", "unread"), [(None, [0, 2, 3, 5], 4, 0), (1, [0], 1, 4)])
+def test_no_more_is_tokenised_than_the_blocks_it_takes(most, places, kept, unread, tokenizers, monkeypatch):
+    monkeypatch.setattr(tokens, "BLOCK", 2)
+    dataset, _ = some_pairs([1, 99, 1, 1, 99, 1])
+    pairs, rows, report = tokens.tokenize_fitting(dataset, tokenizers["qwen2.5"], max_length=64, most=most)
+    assert rows == places and (report.kept, report.unread) == (kept, unread)
+    assert pairs["line"][:] == [place + 1 for place in places]
+    assert report.kept + report.refused + report.unread == 6
+    assert pairs[:] == tokenize_pairs(dataset, tokenizers["qwen2.5"], max_length=64)[0].select(range(len(places)))[:]
+
+
+@pytest.mark.parametrize("most", [None, 0, 3])
+@pytest.mark.parametrize("lengths", [[], [99, 99]])
+def test_it_may_be_that_no_pair_fits(lengths, most, tokenizers):
+    dataset = some_pairs([99, 99])[0].select(range(len(lengths)))
+    pairs, rows, report = tokens.tokenize_fitting(dataset, tokenizers["qwen2.5"], max_length=64, most=most)
+    assert (len(pairs), rows, report.kept, report.refused) == (0, [], 0, len(lengths))
+    want = ["chosen_ids", "rejected_ids", "prompt_length", "prompt_id", "line"]
+    assert sorted(pairs.column_names) == sorted(want)
 
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
