@@ -174,16 +174,15 @@ class ICRMTrainer(RewardTrainer):
         labels = [name for name in LABEL_KEYS if args.needs_labels and name in dataset.column_names]
         # Rows are known by their line; with labels to carry it must be their place in the data, not a number given.
         known = dataset.remove_columns("line") if labels and "line" in dataset.column_names else dataset
-        rows, refused = preference_rows(known)
+        rows, read = preference_rows(known)
         if "margin" in rows.column_names and "margin" not in dataset.column_names:
             rows = rows.remove_columns("margin")  # derived from ratings: TRL would not have subtracted it
-        tokenized, too_long = tokenize_pairs(rows, processing_class, max_length=args.max_length)
+        tokenized, report = tokenize_pairs(rows, processing_class, max_length=args.max_length, report=read)
         for name in labels:
             values = dataset[name][:]
             tokenized = tokenized.add_column(name, [values[line - 1] for line in tokenized["line"]])
-        for report in (refused, too_long):
-            if report.refused:
-                logger.warning("%s: %s", dataset_name, report)
+        if report.refused or report.alarms():
+            logger.warning("%s: %s", dataset_name, report)
         return tokenized
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
