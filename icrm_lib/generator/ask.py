@@ -13,10 +13,10 @@ from icrm_lib.language_model.causal import (
     ROWS_PER_CHUNK,
     batches_of,
     decoder_states,
-    logit_transforms,
     padded,
     without_adapter,
 )
+from icrm_lib.language_model.lm_head import projecting
 
 # What is asked of the generator's distribution before each token; all are logarithms of a weight in [0, 1].
 STATISTICS = (
@@ -62,19 +62,18 @@ def token_logprobs(
         raise ValueError(f"unknown statistic {statistic!r}; choose one of {', '.join(STATISTICS)}")
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     causal_lm = without_adapter(model)
-    head = causal_lm.get_output_embeddings()
-    transforms = logit_transforms(causal_lm.config)
     hidden = decoder_states(model, causal_lm, input_ids=ids, attention_mask=batch["attention_mask"])
     predicted = attended[:, 1:]
     states, targets = hidden[:, :-1][predicted], ids[:, 1:][predicted]
     values = []
-    for some, of in zip(states.split(ROWS_PER_CHUNK), targets.split(ROWS_PER_CHUNK), strict=True):
-        logits = _transformed(head(some).float(), transforms)  # at most ROWS_PER_CHUNK x V at a time
-        if temperature != 1:
-            logits = logits / temperature
-        if top_p < 1:
-            logits = TopPLogitsWarper(top_p)(None, logits)
-        values.append(_statistic(logits, of, statistic))
+    with projecting(causal_lm) as logits_of:  # the model's own, with what its architecture does to them
+        for some, of in zip(states.split(ROWS_PER_CHUNK), targets.split(ROWS_PER_CHUNK), strict=True):
+            logits = logits_of(some)  # at most ROWS_PER_CHUNK x V at a time
+            if temperature != 1:
+                logits = logits / temperature
+            if top_p < 1:
+                logits = TopPLogitsWarper(top_p)(None, logits)
+            values.append(_statistic(logits, of, statistic))
     result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     result[:, 1:][predicted] = torch.cat(values)
     return result
@@ -89,15 +88,6 @@ def _statistic(logits: torch.Tensor, targets: torch.Tensor, statistic: str) -> t
     first, second = (logits.topk(2).values - logits.logsumexp(1, keepdim=True)).unbind(1)
     # log(p1 - p2) = log p1 + log(1 - p2 / p1); two equal ones make a weight of 0.
     return (first + torch.log1p(-(second - first).exp())).clamp(min=least)
-
-
-def _transformed(logits: torch.Tensor, transforms: dict[str, float]) -> torch.Tensor:
-    # What Gemma 2, Granite and Cohere do to their logits (`causal.LOGIT_TRANSFORMS`).
-    if not transforms:
-        return logits
-    if cap := transforms.get("final_logit_softcapping"):
-        logits = cap * torch.tanh(logits / cap)
-    return logits / transforms.get("logits_scaling", 1.0) * transforms.get("logit_scale", 1.0)
 
 
 def model_scorer(model: PreTrainedModel, pad_token_id: int, *, tokens_per_batch: int = 16384, **options: Any) -> Scorer:

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
+from icrm_lib.language_model.lm_head import transforms_logits
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 
 # For every `from_pretrained` of a configuration or tokenizer. Left out, transformers would ask at the terminal whether
@@ -147,47 +148,44 @@ def batches_of(
 # the loss takes a tenth longer, with twice as many it is no faster.
 ROWS_PER_CHUNK = 256
 
-# Configuration keys of architectures whose logits are more than `hidden @ lm_head^T`, and what they hold when inactive:
-# Gemma 2 caps them, Granite divides them, Cohere multiplies them.
-LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
-
-
-def logit_transforms(config: PreTrainedConfig) -> dict[str, float]:
-    """Return the active entries of `LOGIT_TRANSFORMS` in a model's configuration."""
-    values = config.get_text_config().to_dict()
-    return {name: values[name] for name, off in LOGIT_TRANSFORMS.items() if values.get(name) not in (None, off)}
-
 
 def refuse_transformed_logits(config: PreTrainedConfig) -> None:
     """Raise for architectures that cap or scale their logits, which the chunked loss does not compute.
 
     Raises:
-        ValueError: names the setting and the remedy.
+        ValueError: names the architecture and the remedy.
     """
-    active = logit_transforms(config)
-    if active:
+    if transforms_logits(config):
         raise ValueError(
-            f"{config.model_type} transforms its logits ({active}), which the chunked language-model loss does not "
-            "compute; choose another model, or generator kind 'base' and sft_weight 0"
+            f"{config.model_type} transforms its logits (caps, scales or cuts what its output layer gives), which the "
+            "chunked language-model loss does not compute; choose another model, or generator kind 'base' and "
+            "sft_weight 0"
         )
 
 
 def token_nll(
-    hidden: torch.Tensor, lm_head: torch.Tensor, targets: torch.Tensor, *, reduction: str = "none"
+    hidden: torch.Tensor,
+    lm_head: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    reduction: str = "none",
 ) -> torch.Tensor:
-    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T), never holding N x V logits.
+    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T + bias), never holding N x V logits.
 
     Args:
         hidden: last hidden states, one a predicted token. Shape: (N, H).
         lm_head: the frozen or trained projection. Shape: (V, H).
         targets: token ids. Shape: (N,).
+        bias: of the projection. Shape: (V,); most architectures have none.
         reduction: "none", or "mean" (half the time: its backward pass need not compute the logits again).
 
     Returns:
-        Shape: (N,), or () for "mean". Differentiable in `hidden` and `lm_head`.
+        Shape: (N,), or () for "mean". Differentiable in `hidden`, `lm_head` and `bias`.
     """
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_PER_CHUNK, chunking_method=None)
-    return F.linear_cross_entropy(hidden, lm_head.to(hidden.dtype), targets, reduction=reduction, options=options)
+    lm_head, bias = lm_head.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    return F.linear_cross_entropy(hidden, lm_head, targets, linear_bias=bias, reduction=reduction, options=options)
 
 
 def decoder_states(model: torch.nn.Module, causal_lm: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ from icrm_lib.language_model.checkpoints import (
     saving,
     stop_unless_finite,
 )
+from icrm_lib.language_model.lm_head import lm_head_of
 
 SCRATCH_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -113,10 +114,10 @@ class LanguageModelTrainer(Trainer):
     one's mean token loss, so that a long response weighs as much as a short one.
     """
 
-    def __init__(self, model, *, pad_token_id: int, failures: Path, **kwargs):
+    def __init__(self, model, *, pad_token_id: int, failures: Path | None = None, **kwargs):
         self.pad_token_id = pad_token_id
-        self.failures = failures  # for a batch whose loss is not finite
         super().__init__(model=model, data_collator=self._collate, **kwargs)
+        self.failures = failures or Path(self.args.output_dir)  # for a batch whose loss is not finite
         self.causal_lm = without_adapter(self.model)
         refuse_transformed_logits(self.causal_lm.config)
 
@@ -135,8 +136,9 @@ class LanguageModelTrainer(Trainer):
         hidden = decoder_states(model, self.causal_lm, **inputs)
         positions = torch.arange(1, hidden.shape[1], device=hidden.device)
         predicted = (inputs["attention_mask"][:, 1:] == 1) & (positions >= prompt_length[:, None])
-        head = self.causal_lm.get_output_embeddings().weight
-        losses = token_nll(hidden[:, :-1][predicted], head, inputs["input_ids"][:, 1:][predicted])
+        head = lm_head_of(self.causal_lm)
+        targets = inputs["input_ids"][:, 1:][predicted]
+        losses = token_nll(hidden[:, :-1][predicted], head.weight, targets, bias=head.bias)
         weights = (predicted / predicted.sum(1, keepdim=True).clamp(min=1))[predicted] / len(predicted)
         return (losses.float() * weights).sum()
 
