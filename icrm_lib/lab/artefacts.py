@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 import icrm_lib
 from icrm_lib import records, runtime
-from icrm_lib.language_model.causal import refuse_pickles
+from icrm_lib.language_model.loading import refuse_pickles
 
 logger = logging.getLogger(__name__)
 

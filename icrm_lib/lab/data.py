@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
+from icrm_lib.language_model.adapters import Adapter, is_adapter, read_adapter
+from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
@@ -115,11 +117,21 @@ class Data:
                 "be trained on it first; set kind to 'base' and the base model to a local directory or a hub id"
             )
         tokenizer = self.tokenizer  # before the fingerprint: it fixes a hub model's commit
-        generator = self.named_generator() or model_path(base_model)
+        generator = self.named_generator() or self.named_base
         drawn = {"samples": asdict(self.profile.samples), "seed": self.seed, "generator": model_fingerprint(generator)}
         # outside the artefact: it outlives a killed run
         path = self.artefacts.path("samples", drawn).with_suffix(".jsonl")
         return drawn, sampler(generator, tokenizer, self.profile.samples, path, seed=self.seed)
+
+    @cached_property
+    def named_base(self) -> str:
+        """Directory or hub id of a base model that is not made here; an adapter is merged into its base first."""
+        path = model_path(self.profile.base_model.name)
+        if not is_adapter(Path(path)):
+            return path
+        adapter = read_adapter(Path(path))
+        key = {"adapter": model_fingerprint(path), "base": model_fingerprint(adapter.base)}
+        return str(self.artefacts.get("merged", key, _save_merged, adapter))
 
     def named_generator(self) -> str:
         """Return the path of the model that the profile names as generator, "" where it names none.
@@ -152,7 +164,7 @@ class Data:
         if settings.name == "testbed":
             return prepare_tokenizer(self.language.tokenizer)
         if settings.name != "scratch":
-            return prepare_tokenizer(load_tokenizer(model_path(settings.name)))
+            return prepare_tokenizer(load_tokenizer(self.named_base))
 
         def make(folder: Path) -> None:
             scratch_tokenizer(self.training_texts(), settings.vocabulary).save_pretrained(str(folder))
@@ -214,6 +226,12 @@ class Data:
         pairs = self.pairs[split]
         first = {prompt_id: row for row, prompt_id in reversed(list(enumerate(pairs["prompt_id"][:])))}
         return pairs.select(sorted(first.values())[:most])["prompt"][:]
+
+
+def _save_merged(adapter: Adapter, folder: Path) -> None:
+    load_causal_lm(adapter.folder, device="cpu").save_pretrained(str(folder))
+    own = (adapter.folder / "tokenizer_config.json").is_file()
+    load_tokenizer(adapter.folder if own else adapter.base).save_pretrained(str(folder))
 
 
 def replied(prompts: Iterable[Conversation], replies: Iterable[str]) -> list[Conversation]:

@@ -78,7 +78,7 @@ class Workspace(Data):
         """Directory or hub id of the base causal language model; "testbed" and "scratch" are trained here."""
         settings = self.profile.base_model
         if settings.name not in ("testbed", "scratch"):
-            return model_path(settings.name)
+            return self.named_base
         key = {"settings": asdict(settings), "seed": self.seed, "max_length": self.profile.data.max_length}
         if settings.name == "testbed":
             key["language"] = self.language.config()

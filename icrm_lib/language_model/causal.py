@@ -2,75 +2,39 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
-from safetensors import safe_open
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
+from icrm_lib.language_model.adapters import is_adapter, merged_adapter
+from icrm_lib.language_model.loading import load_whole, model_folder, refuse_pickles
 from icrm_lib.language_model.lm_head import transforms_logits
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
-
-# For every `from_pretrained` of a configuration or tokenizer. Left out, transformers would ask at the terminal whether
-# to run a repository's code, and take a "y" from whatever stands at standard input.
-NO_CODE = MappingProxyType({"trust_remote_code": False})
-# For every `from_pretrained` of weights.
-SAFE = MappingProxyType({**NO_CODE, "use_safetensors": True})
-
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-
-
-def refuse_pickles(path: str | Path) -> None:
-    """Raise where a directory's weights are there as pickles only.
-
-    PEFT would read an adapter's pickle when there is nothing else; transformers refuses those of a model, and names no
-    remedy.
-
-    Args:
-        path: directory of a model or an adapter; a hub id passes (there `SAFE` says what is fetched).
-
-    Raises:
-        ValueError: names the files and how to convert them.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return
-    wanted = "adapter_model*.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES and file.stem != "training_args")
-    if pickles and not any(folder.glob(wanted)):
-        raise ValueError(
-            f"{folder} has its weights in {', '.join(pickles)}: pickles, which may run any code when read; weights are "
-            "read from safetensors only. Where you trust the files, load the model there with transformers (an "
-            "adapter with peft) and call its save_pretrained on a new folder, which writes safetensors"
-        )
-
-
-def saved_tensors(path: str | Path, part: str = "") -> dict[str, torch.Tensor]:
-    """Read the tensors of a local directory's safetensors files whose names hold `part`; none for a hub id."""
-    tensors = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            tensors |= {name: opened.get_tensor(name) for name in opened.keys() if part in name}  # noqa: SIM118 (no mapping)
-    return tensors
 
 
 def load_causal_lm(path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a causal language model (safetensors only, no remote code) in evaluation mode, frozen.
 
     Args:
-        path: local directory or hub id.
+        path: local directory or hub id of a model, or of an adapter of one, which is merged into it.
         device: where to put it; the GPU when one is visible if None.
         dtype: weights' type; the checkpoint's own if None.
 
     Raises:
-        ValueError: a directory with pickled weights only.
+        FileNotFoundError: no such model.
+        ValueError: a directory with pickled weights only, or without a weight that the model has (no language-model
+            head, say); an adapter that cannot be merged.
     """
-    refuse_pickles(path)
-    model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype or "auto", **SAFE)
+    folder = model_folder(path)
+    refuse_pickles(folder)
+    if is_adapter(folder):
+        model = merged_adapter(folder, lambda base: load_causal_lm(base, device="cpu", dtype=dtype))
+    else:
+        model = load_whole(AutoModelForCausalLM, folder, dtype=dtype or "auto")
     return model.to(device or runtime.device()).eval().requires_grad_(False)
 
 

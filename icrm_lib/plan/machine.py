@@ -9,7 +9,7 @@ from torch.utils.benchmark import Timer
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from icrm_lib import runtime
-from icrm_lib.language_model.causal import NO_CODE
+from icrm_lib.language_model.loading import NO_CODE
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import prepare_tokenizer

@@ -1,15 +1,13 @@
-"""The head of a reward model: find it, read what passes through it, replace it, load it."""
+"""The head of a reward model: find it, read what passes through it, replace it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import transformers
-from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from icrm_lib.language_model.causal import NO_CODE, SAFE, refuse_pickles, saved_tensors, without_adapter
+from icrm_lib.language_model.causal import without_adapter
 
 
 @dataclass
@@ -41,6 +39,18 @@ def reward_head(model: torch.nn.Module) -> torch.nn.Module:
     return head
 
 
+def add_linear_head(model: PreTrainedModel, *, bias: bool) -> PreTrainedModel:
+    """Give a one-label sequence classification model a linear head to 1.
+
+    Args:
+        model: changed in place, and returned.
+        bias: with a bias, which `RewardModel.from_pretrained` reads and other tools leave out.
+    """
+    hidden = model.config.get_text_config().hidden_size
+    model.score = torch.nn.Linear(hidden, 1, bias=bias, device=model.device, dtype=model.dtype)
+    return model
+
+
 def add_mlp_head(model: PreTrainedModel, size: int) -> PreTrainedModel:
     """Give a one-label sequence classification model GRM's head: dropout 0.1, linear to `size`, ReLU, linear to 1.
 
@@ -56,53 +66,6 @@ def add_mlp_head(model: PreTrainedModel, size: int) -> PreTrainedModel:
     model.score = torch.nn.Sequential(*layers).to(device=model.device, dtype=model.dtype)
     model.config.mlp_head_size = size
     return model
-
-
-def load_classifier(path: str, **kwargs) -> PreTrainedModel:
-    """Load a whole one-label model, with a linear head or an MLP.
-
-    Args:
-        path: local directory or hub id.
-        kwargs: of `from_pretrained`.
-    """
-    refuse_pickles(path)
-    size = getattr(AutoConfig.from_pretrained(path, **NO_CODE), "mlp_head_size", None)
-    if size is None:
-        return AutoModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs)
-    model = _fresh_mlp(path, size, **kwargs)
-    model.score.load_state_dict(_saved_head(path))
-    return model
-
-
-def load_adapter(path: str, **kwargs) -> PreTrainedModel:
-    """Load an adapter and its base model as one.
-
-    Args:
-        path: local directory of the adapter; its configuration names the base model.
-        kwargs: of the base model's `from_pretrained`.
-    """
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    for folder in (path, base):
-        refuse_pickles(folder)
-    head = _saved_head(path)
-    if "1.weight" not in head:
-        return AutoPeftModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs).merge_and_unload()
-    model = _fresh_mlp(base, len(head["1.weight"]), **kwargs)  # PEFT knows linear heads only: it must find ours
-    return PeftModel.from_pretrained(model, path).merge_and_unload()
-
-
-def _fresh_mlp(path: str, size: int, **kwargs) -> PreTrainedModel:
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it would report a missing linear head, and ours as unexpected
-    try:
-        return add_mlp_head(AutoModelForSequenceClassification.from_pretrained(path, **SAFE, **kwargs), size)
-    finally:
-        transformers.logging.set_verbosity(level)
-
-
-def _saved_head(path: str) -> dict[str, torch.Tensor]:
-    """Return the head's tensors of a local directory, by their names inside the head."""
-    return {name.rpartition("score.")[2]: value for name, value in saved_tensors(path, "score.").items()}
 
 
 @contextmanager

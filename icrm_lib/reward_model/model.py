@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from icrm_lib import runtime
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.adoption import adopt_padding
-from icrm_lib.reward_model.head import load_adapter, load_classifier, reward_head
+from icrm_lib.reward_model.head import reward_head
+from icrm_lib.reward_model.loading import load_reward_model
 from icrm_lib.reward_model.saving import save_model, save_tokenizer
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
 from icrm_lib.tokenization import (
@@ -65,22 +66,35 @@ class RewardModel:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        base_model: str | Path | None = None,
+        revision: str | None = None,
     ) -> "RewardModel":
-        """Load a saved reward model, whole or adapter-only; safetensors only, no remote code.
+        """Load a saved reward model, this kit's or another tool's; safetensors only, no remote code.
+
+        Read are one-label classifiers of transformers and TRL, adapters, and the heads that `foreign.heads` lists. A
+        load that would leave a weight to chance, or one of the checkpoint's aside, is refused.
 
         Args:
             path: local directory or hub id.
             device: "cpu", "cuda", ...; the GPU when one is visible if None.
             dtype: weights' type; the checkpoint's own if None.
+            base_model: directory or hub id of the base model, where `path` holds an adapter or a head alone; what the
+                adapter's configuration names when None.
+            revision: of the hub id.
 
         Raises:
-            ValueError: a directory with pickled weights only, or no reward model.
+            FileNotFoundError: no such directory, or no base model.
+            ValueError: no reward model; weights that are missing, superfluous, of another shape or pickled.
         """
-        path = str(path)
-        load = load_adapter if (Path(path) / "adapter_config.json").is_file() else load_classifier
-        model = load(path, dtype=dtype or "auto", num_labels=1)
-        return cls(model.to(device or runtime.device()), load_tokenizer(path))
+        model, tokenizer_folder = load_reward_model(
+            path, base_model=base_model, revision=revision, dtype=dtype or "auto"
+        )
+        return cls(model.to(device or runtime.device()), load_tokenizer(tokenizer_folder))
 
     def score(
         self,

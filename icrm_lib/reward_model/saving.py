@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import Qwen2ForSequenceClassification as Qwen2
 
+from icrm_lib.reward_model.head import reward_head
 from icrm_lib.tokenization import check_saved_tokenizer, misread_by_auto
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     that changes ids, the model is written as the Llama that it is but for the name (biases in the attention, zero at
     its output), so that every tool gives the scores that were trained.
     """
+    head = reward_head(model)
+    if isinstance(head, torch.nn.Linear) and head.bias is not None and head.bias.abs().item() > 0:
+        logger.warning(
+            "the reward head has a bias of %.4g, which other tools leave out: their scores are all lower by it, and "
+            "differences of scores the same",
+            head.bias.item(),
+        )
     model.save_pretrained(str(folder))
     save_tokenizer(tokenizer, folder)
     if (auto := misread_by_auto(tokenizer, folder)) and (llama := _as_llama(model)):

@@ -17,7 +17,6 @@ from trl import RewardConfig
 
 from icrm_lib import runtime
 from icrm_lib.language_model import causal
-from icrm_lib.language_model.causal import SAFE
 from icrm_lib.language_model.checkpoints import (
     LogFile,
     SealedCheckpoints,
@@ -26,8 +25,10 @@ from icrm_lib.language_model.checkpoints import (
     refuse_non_finite_weights,
     saving,
 )
+from icrm_lib.language_model.loading import SAFE
 from icrm_lib.profiles import RewardModelSettings
-from icrm_lib.reward_model.head import add_mlp_head, load_adapter
+from icrm_lib.reward_model.head import add_mlp_head
+from icrm_lib.reward_model.loading import load_reward_model
 from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.trainer import ICRMTrainer
 
@@ -166,7 +167,7 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
     if not first:
         return None
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
-    return load_adapter(str(adapter), num_labels=1, dtype=dtype)
+    return load_reward_model(adapter, dtype=dtype)[0]
 
 
 def lora_config(settings: RewardModelSettings) -> LoraConfig:

@@ -306,5 +306,5 @@ def _tokenizer_of(model: str | PreTrainedModel, args: ICRMConfig) -> PreTrainedT
     name = model if isinstance(model, str) else model.config._name_or_path
     revision = (args.model_init_kwargs or {}).get("revision")
     if args.trust_remote_code:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
     return load_tokenizer(name, revision=revision)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from folders import contents, conversations, folders, nouns
-from tiny import micro
+from peft import LoraConfig, get_peft_model
+from tiny import micro, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icrm_lib import runtime
@@ -151,3 +152,19 @@ def test_weights_other_than_probabilities_have_caches_of_their_own(copied):
     assert len({probabilities, *made.values()}) == 3
     with pytest.raises(ValueError, match="'exact' knows logprobs only, not negentropies"):
         Workspace(EXACT, folder=copied).reward_model_folder("icrm_entropy")
+
+
+def test_an_adapter_as_base_model_is_merged_first(tmp_path):
+    save_tiny("llama", tmp_path / "base")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "adapter")  # without a tokenizer: it is the base model's
+    workspace = Workspace(micro(), base_model=str(tmp_path / "adapter"), folder=tmp_path / "made")
+    ids = torch.tensor([workspace.tokenizer.encode("Which month is it?")])
+    merged = AutoModelForCausalLM.from_pretrained(workspace.base_model).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model.eval()(ids).logits, rtol=1e-3, atol=1e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import micro
 from transformers import AutoModelForSequenceClassification
 
@@ -18,7 +18,8 @@ from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.methods import method_settings
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model import RewardModel, load_value_head
-from icrm_lib.reward_model.head import add_mlp_head, load_adapter
+from icrm_lib.reward_model.head import add_mlp_head
+from icrm_lib.reward_model.loading import load_reward_model
 from icrm_lib.training.fit import train_reward_model
 
 MINE = micro("mine", data={"preferences": "own.jsonl"}, generator={"kind": "base"})
@@ -71,7 +72,7 @@ def test_the_trap_works(tmp_path):
         ("model", RewardModel.from_pretrained),
         ("mlp", RewardModel.from_pretrained),
         ("adapter", RewardModel.from_pretrained),
-        ("adapter", lambda path: load_adapter(str(path), num_labels=1)),
+        ("adapter", lambda path: load_reward_model(path)),
         ("adapter", load_causal_lm),  # transformers itself looks for an adapter, too
         ("adapter", load_value_head),
         ("model", load_value_head),
@@ -98,7 +99,7 @@ def test_pickles_beside_something_safe_are_refused(kinds, tmp_path, sprung):
     asks = replace(MINE, generator=replace(MINE.generator, model=str(base)))
     for load in (
         lambda: RewardModel.from_pretrained(adapter),
-        lambda: load_adapter(str(adapter), num_labels=1),
+        lambda: load_reward_model(adapter),
         lambda: load_value_head(on_adapter, base_model=kinds / "model"),
         lambda: load_value_head(base, base_model=base),
         lambda: Workspace(asks, base_model="a/b").generator,
@@ -140,14 +141,19 @@ def with_code(folder: Path, target: Path, sprung: Path, **changes: str) -> Path:
     ],
     ids=["load_causal_lm", "RewardModel", "load_value_head", "Workspace.tokenizer"],
 )
-def test_a_folders_own_code_is_not_run(base_model, load, tmp_path, sprung, monkeypatch):
-    """Of a known kind, transformers' own code is taken; of another one, the folder is refused, and nobody is asked."""
+def test_a_folders_own_code_is_not_run(base_model, load, tmp_path, sprung, monkeypatch, request):
+    """Of a known kind, transformers' own code is taken; of another one, the folder is refused, and nobody is asked.
+
+    A tokenizer is what its tokenizer.json says, of whatever kind.
+    """
     monkeypatch.setattr("builtins.input", lambda prompt: "y")
     for name, changes in (("known", {}), ("unknown", {"model_type": "mine", "tokenizer_class": "Mine"})):
         folder = with_code(base_model, tmp_path / name, sprung, **changes)
+        weights = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(1, 32)}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "head").mkdir()
         save_file({"v_head.summary.weight": torch.ones(1, 32)}, folder / "head/value_head.safetensors")
-        if changes:
+        if changes and "tokenizer" not in request.node.callspec.id:
             with pytest.raises(ValueError, match="custom code"):
                 load(folder)
         else:
@@ -156,6 +162,8 @@ def test_a_folders_own_code_is_not_run(base_model, load, tmp_path, sprung, monke
 
 def test_a_chat_template_reaches_nothing(base_model, tmp_path, sprung):
     folder = shutil.copytree(base_model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors") | {"score.weight": torch.ones(1, 32)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     reach = "{{ cycler.__init__.__globals__.os.mkdir('" + str(sprung) + "') }}"
     (folder / "chat_template.jinja").write_text(reach + "{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(Exception, match="unsafe|safely"):
