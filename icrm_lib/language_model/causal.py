@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from icrm_lib import runtime
 from icrm_lib.language_model.adapters import is_adapter, merged_adapter
-from icrm_lib.language_model.loading import load_whole, model_folder, refuse_pickles
 from icrm_lib.language_model.lm_head import transforms_logits
+from icrm_lib.language_model.loading import load_whole, model_folder, refuse_pickles
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 
 
