@@ -99,7 +99,8 @@ def transforms_logits(config: PreTrainedConfig) -> bool:
     model = skeleton(config)
     rows = lm_head_of(model).weight.shape[0]
     with torch.no_grad():
-        layer = torch.nn.Linear(2, rows, bias=False)  # two hidden units do: nothing else sees the states
+        # Two hidden units do, as nothing else sees the states. No draw: the seed is the training's.
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, 2, rows, bias=False)
         layer.weight.copy_(torch.linspace(-1, 1, 2 * rows).reshape(rows, 2))
         model.set_output_embeddings(layer)
         states = PROBE_SCALE * torch.eye(2)

@@ -16,7 +16,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
 from icrm_lib.generator import STATISTICS, columns
-from icrm_lib.language_model.causal import refuse_transformed_logits, without_adapter
+from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import capture_head, reward_head
@@ -31,7 +31,7 @@ from icrm_lib.training.config import ICRMConfig, statistic_of
 from icrm_lib.training.loss import Batch, Share, icrm_loss
 from icrm_lib.training.packing import call_packed
 from icrm_lib.training.scale import ConsistencyScale
-from icrm_lib.training.text import frozen_lm_head, reads_rejected, text_loss
+from icrm_lib.training.text import frozen_lm_head, given_lm_head, reads_rejected, text_loss
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ class ICRMTrainer(RewardTrainer):
         add_logprobs: called as `add_logprobs(dataset, tokenizer)` on a tokenised dataset that lacks the columns
             `generator.columns(statistic_of(args))`, for most weightings `chosen_logprobs`, `rejected_logprobs`;
             returns it with them, e.g. through `generator.cached_logprobs`.
-        lm_head: frozen output embeddings for the text term. Shape: (V, H). By default the tied embeddings, or the
-            `lm_head.weight` of the checkpoint the model was loaded from.
+        lm_head: frozen output embeddings for the text term, shape (V, H); with their bias, shape (V,), as a tuple
+            where the architecture has one. By default the tied embeddings, or what the checkpoint holds that the model
+            was loaded from.
         failures: folder for a batch whose loss is not finite; `output_dir` by default.
         Others: as in `trl.RewardTrainer`.
 
@@ -78,7 +79,7 @@ class ICRMTrainer(RewardTrainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         add_logprobs: Callable[[Dataset, PreTrainedTokenizerBase], Dataset] | None = None,
-        lm_head: torch.Tensor | None = None,
+        lm_head: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         failures: Path | None = None,
         **kwargs: Any,
     ):
@@ -117,15 +118,16 @@ class ICRMTrainer(RewardTrainer):
             )
         if reads(self.processing_class) == "closing":
             without_adapter(self.model).config.icrm_reads = "closing"  # for whoever loads it: see RewardModel
-        self.lm_head = None  # None stands for the tied embeddings as they are
+        self.lm_head = None
         if args.sft_weight > 0:
-            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            inner = without_adapter(self.model)
             if lm_head is None:
+                sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
                 revision = (args.model_init_kwargs or {}).get("revision")
-                lm_head = frozen_lm_head(without_adapter(self.model), revision=revision, sharded=sharded)
+                head = frozen_lm_head(inner, revision=revision, sharded=sharded)
             else:
-                refuse_transformed_logits(without_adapter(self.model).config)
-            self.lm_head = None if lm_head is None else lm_head.detach().to(self.accelerator.device)
+                head = given_lm_head(lm_head, inner.config)
+            self.lm_head = head.to(self.accelerator.device)
         if args.padding_free and "flash" in (self.model.config._attn_implementation or ""):
             self.data_collator.one_row = True  # it keeps packed sequences apart in a batch of one row only
         self.failures = failures or Path(self.args.output_dir)
@@ -223,10 +225,7 @@ class ICRMTrainer(RewardTrainer):
 
         def text() -> torch.Tensor:
             hidden = _of_pairs(head.hidden, pairs) if reads_rejected(args) else head.hidden[:pairs]
-            lm_head = self.lm_head
-            if lm_head is None:
-                lm_head = without_adapter(self.model).get_input_embeddings().weight.detach()
-            return text_loss(hidden, _of_pairs(inputs["input_ids"], pairs), batch, lm_head, args)
+            return text_loss(hidden, _of_pairs(inputs["input_ids"], pairs), batch, self.lm_head, args)
 
         loss, parts = icrm_loss(
             batch,

@@ -70,6 +70,12 @@ def test_a_transform_that_is_off_is_none():
     assert not transforms_logits(tiny_config("granite", logits_scaling=1.0))
 
 
+def test_looking_at_an_architecture_draws_no_random_number():
+    state = torch.get_rng_state()
+    transforms_logits(tiny_config("llama"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_asking_for_logits_leaves_the_model_as_it_was():
     model, (ids,) = tiny_lm("gpt2"), random_rows(9)
     before = own_nll(model, ids)

@@ -126,7 +126,8 @@ def test_text_term_is_the_base_models_own_loss(trained, tmp_path):
             want.append(causal_lm(ids, labels=labels).loss.item())
     assert trainer._metrics["eval"]["sft_loss"] == [pytest.approx(np.mean(want), rel=1e-4)]
     tied = causal_lm.config.tie_word_embeddings
-    assert (trainer.lm_head is None) == tied
+    embeddings = trainer.model.get_base_model().get_input_embeddings().weight
+    assert (trainer.lm_head.weight.data_ptr() == embeddings.data_ptr()) == tied  # no copy of what stays as it is
 
 
 def test_untied_and_tied_heads_are_both_covered():
