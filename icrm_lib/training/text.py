@@ -11,8 +11,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils.hub import cached_file
 
-from icrm_lib.language_model.causal import NO_CODE, refuse_transformed_logits, token_nll
+from icrm_lib.language_model.causal import refuse_transformed_logits, token_nll
 from icrm_lib.language_model.lm_head import LMHead, lm_head_of, skeleton
+from icrm_lib.language_model.loading import NO_CODE
 from icrm_lib.objectives import grm_text_loss
 from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.loss import Batch
