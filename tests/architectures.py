@@ -11,7 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-VOCABULARY, POSITIONS = 60, 96
+VOCABULARY, POSITIONS = 60, 256
 
 _SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}

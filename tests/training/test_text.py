@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from icrm_lib.generator import model_scorer
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.training.collation import REFERENCE_COLUMNS
-from icrm_lib.training.text import load_lm_head
+from icrm_lib.training.text import given_lm_head, load_lm_head
+from tests.architectures import tiny_classifier, tiny_config, tiny_lm
 
 GRM = {"consistency_weight": 0.0, "sft_weight": 0.2, "text_beta": 0.05}
 
@@ -31,6 +34,53 @@ def test_untied_lm_head_is_read_from_the_checkpoint(tmp_path):
     classifier.save_pretrained(tmp_path / "classifier")
     with pytest.raises(ValueError, match="lm_head"):
         load_lm_head(str(tmp_path / "classifier"))
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "phi", "gptj", "gpt2", "opt", "bloom", "llama"])
+def test_the_text_term_is_the_causal_models_own_loss(make, pairs_with_logprobs, tokenizer, tmp_path, kind):
+    causal_lm = tiny_lm(kind, vocab_size=len(tokenizer))
+    causal_lm.save_pretrained(tmp_path / kind)
+    trainer = make(pairs_with_logprobs, model=str(tmp_path / kind), sft_weight=1.0)
+    trainer.model.eval()
+    rows = [trainer.train_dataset[i] for i in range(4)]
+    with torch.no_grad():
+        trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        want = []
+        for row in rows:
+            labels = torch.tensor([row["chosen_ids"]])
+            logits = causal_lm(labels).logits[0, row["prompt_length"] - 1 : -1].double()
+            want.append(F.cross_entropy(logits, labels[0, row["prompt_length"] :]).item())
+    assert trainer._metrics["eval"]["sft_loss"] == [pytest.approx(sum(want) / 4, rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "new", "old"),
+    [("gpt_neox", "lm_head.", "embed_out."), ("gpt2", "transformer.", ""), ("codegen", "none", "none")],
+)
+def test_an_output_layer_is_found_under_the_names_of_hub_checkpoints(kind, new, old, tmp_path):
+    """Pythia's files say `embed_out`, GPT-2's leave the prefix out."""
+    causal_lm = tiny_lm(kind)
+    causal_lm.config.save_pretrained(tmp_path)
+    state = {name.removeprefix(new) if old == "" else name.replace(new, old): t for name, t in named(causal_lm)}
+    save_file(state, tmp_path / "model.safetensors")
+    got, want = load_lm_head(str(tmp_path)), causal_lm.get_output_embeddings()
+    assert torch.equal(got.weight, want.weight)
+    assert got.bias is None if want.bias is None else torch.equal(got.bias, want.bias)
+
+
+def named(model):
+    return [(name, tensor.clone()) for name, tensor in model.named_parameters()]
+
+
+def test_a_layer_that_is_given_has_the_bias_of_the_architecture(make, pairs_with_logprobs, tokenizer):
+    head = tiny_lm("phi", vocab_size=len(tokenizer)).lm_head
+    options = {"model": tiny_classifier("phi", vocab_size=len(tokenizer)), "sft_weight": 1.0}
+    trainer = make(pairs_with_logprobs, **options, extra={"lm_head": (head.weight, head.bias)})
+    assert torch.equal(trainer.lm_head.bias, head.bias) and not trainer.lm_head.weight.requires_grad
+    with pytest.raises(ValueError, match=r"no bias, .*lm_head=\(weight, bias\)"):
+        make(pairs_with_logprobs, **options, extra={"lm_head": head.weight})
+    with pytest.raises(ValueError, match="a bias, .*lm_head=weight"):
+        given_lm_head((head.weight, head.bias), tiny_config("llama"))
 
 
 def test_the_policy_of_grm_starts_at_its_reference(make, base_model, tokenizer, rich):
