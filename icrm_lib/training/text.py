@@ -46,16 +46,21 @@ def text_loss(
     weight = lm_head.weight.to(hidden.dtype)  # once, not in every call
     # The op's own mean is cheaper, but comes in the states' type: in bfloat16 a sum made of it is off by nats.
     sums_matter = args.text_form != "mean_nll" and hidden.dtype.itemsize < 4
+    predicted = mask[:rows, 1:]
+    lengths = predicted.sum(1).tolist()
+    places = predicted.nonzero(as_tuple=True)  # once: a mask would make the host wait for the device in each row
+    states = hidden[:rows, :-1][places].split(lengths)
+    targets = input_ids[:rows, 1:][places].split(lengths)
     losses = []
-    for row in range(rows):  # one call a response: the formulas want a mean or sum of each
-        predicted = mask[row, 1:]
-        states, targets = hidden[row, :-1][predicted], input_ids[row, 1:][predicted]
-        nll = token_nll(states, weight, targets, bias=lm_head.bias, reduction="none" if sums_matter else "mean")
+    # One call a response, as the formulas want the mean of each. One call for all gives a loss a token, which costs
+    # the backward pass the logits again: 0.57 s for 0.45 s at 8 x 256 tokens and 32,000 of them on a CPU.
+    for some, of in zip(states, targets, strict=True):
+        nll = token_nll(some, weight, of, bias=lm_head.bias, reduction="none" if sums_matter else "mean")
         losses.append(nll.to(torch.promote_types(nll.dtype, torch.float32)).mean())
     means = torch.stack(losses)
     if args.text_form == "mean_nll":
         return means.mean()
-    sums = -means * mask[:rows, 1:].sum(1)  # S(y): GRM sums over the tokens
+    sums = -means * predicted.sum(1)  # S(y): GRM sums over the tokens
     reference = (None, None) if batch.reference is None else batch.reference.chunk(2)
     return grm_text_loss(
         sums[:pairs],
