@@ -1,8 +1,9 @@
 """A profile's preference pairs: read or generated, split by prompt, tokenised."""
 
 import json
+import logging
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,26 @@ from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
+from icrm_lib.lab.parts import Parts
 from icrm_lib.language_model.adapters import Adapter, is_adapter, read_adapter
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
-from icrm_lib.preferences import Report, load_preferences, read_reports, split_by_prompt, tokenize_pairs, write_reports
+from icrm_lib.preferences import (
+    Report,
+    load_preferences,
+    read_reports,
+    split_by_prompt,
+    tokenize_fitting,
+    write_reports,
+)
 from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
 from icrm_lib.tokenization import Conversation, load_tokenizer, prepare_tokenizer
+
+logger = logging.getLogger(__name__)
 
 FRACTIONS = (0.7, 0.1, 0.2)  # of the prompts of a user's own file
 LEAST_PROMPTS = 10  # below it a tenth of the prompts is none
@@ -39,33 +50,68 @@ class Data:
 
     Attributes:
         on_testbed: whether the data come from the testbed, so that the truth is known.
-        reports: what loading and tokenising refused, in order; filled as the stages run.
     """
 
     def __init__(self, profile: Profile, seed: int, artefacts: Artefacts, *, strict: bool):
         self.profile, self.seed, self.artefacts, self.strict = profile, seed, artefacts, strict
         self.on_testbed = profile.data.preferences == "testbed"
-        self.reports: list[Report] = []
 
     @cached_property
     def language(self) -> Language:
         """The testbed language of the profile."""
         return Language(**asdict(self.profile.language))
 
+    @property
+    def pairs(self) -> Parts:
+        """The preference pairs that fit into the profile's length, by split; no prompt is in two splits."""
+        return self._fitting[0]
+
+    @property
+    def tokenized(self) -> Parts:
+        """The same as token ids, row by row those of `pairs`."""
+        return self._fitting[1]
+
+    @property
+    def reports(self) -> list[Report]:
+        """What became of the rows, one report a source: read, refused, cut, too long, used."""
+        return self._fitting[2]
+
     @cached_property
-    def pairs(self) -> dict[str, Dataset]:
-        """Preference pairs by split; no prompt is in two splits."""
-        data = self.profile.data
-        limits = (data.train_pairs, data.validation_pairs, data.test_pairs)
-        if self.on_testbed:
-            parts, reports = self._testbed_pairs(limits)
-        elif data.preferences in RECIPES:
-            _, parts, reports = self._recipe
+    def _fitting(self) -> tuple[Parts, Parts, list[Report]]:
+        rows, read = self._rows
+        fitting = (self._recipe_fitting if self.profile.data.preferences in RECIPES else self._fitting_of)(rows)
+        tokenized = {split: tokens for split, (tokens, _, _) in fitting.items()}
+        pairs = {split: rows[split].select(places) for split, (_, places, _) in fitting.items()}
+        steps = [replace(step, used={split: len(tokens)}) for split, (tokens, _, step) in fitting.items()]
+        if len(read) == 1:  # of one file for all splits
+            whole = read[0] if self._filters_first else read[0].followed_by(*steps)
+            reports = [replace(whole, used={split: len(tokens) for split, tokens in tokenized.items()})]
+            accounts = dict.fromkeys(SPLITS, reports[0])
         else:
-            parts, reports = self._own_file()
-        self.reports.extend(reports)
-        capped = zip(SPLITS, limits, strict=True)
-        return {split: parts[split].select(range(min(limit, len(parts[split])))) for split, limit in capped}
+            before, of_splits = read[: -len(SPLITS)], read[-len(SPLITS) :]
+            of_splits = [report.followed_by(step) for report, step in zip(of_splits, steps, strict=True)]
+            reports, accounts = [*before, *of_splits], dict(zip(SPLITS, of_splits, strict=True))
+        return Parts(pairs, accounts), Parts(tokenized, accounts), reports
+
+    @cached_property
+    def _rows(self) -> tuple[dict[str, Dataset], list[Report]]:
+        """The rows by split, before the sizes, and the reports so far; only with `_filters_first` do all rows fit."""
+        if self.on_testbed:
+            return self._testbed_pairs(tuple(self._sizes.values()))
+        if self.profile.data.preferences in RECIPES:
+            return self._recipe[1:]
+        return self._own_file()
+
+    @property
+    def _filters_first(self) -> bool:
+        """Whether what does not fit goes before the split: only a tokenizer that learns from a split comes after it."""
+        given = self.on_testbed or self.profile.data.preferences in RECIPES  # their splits are given
+        return not given and self.profile.base_model.name != "scratch"
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        data = self.profile.data
+        return dict(zip(SPLITS, (data.train_pairs, data.validation_pairs, data.test_pairs), strict=True))
 
     def _testbed_pairs(self, sizes: tuple[int, ...]) -> tuple[dict[str, Dataset], list[Report]]:
         def make(folder: Path) -> None:
@@ -90,7 +136,11 @@ class Data:
                 f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
                 f"{LEAST_PROMPTS} are needed: add rows with other prompts"
             )
-        parts = [part.shuffle(seed=self.seed) for part in split_by_prompt(dataset, FRACTIONS, self.seed)]
+        if self._filters_first:
+            _, places, step = tokenize_fitting(dataset, self.tokenizer, max_length=self.profile.data.max_length)
+            dataset, report = dataset.select(places), report.followed_by(step)
+        parts = split_by_prompt(dataset, FRACTIONS, self.seed, empty=True)
+        parts = [part.shuffle(seed=self.seed) for part in parts]
         return dict(zip(SPLITS, parts, strict=True)), [report]
 
     @cached_property
@@ -152,8 +202,12 @@ class Data:
         return path
 
     def training_texts(self) -> list[str]:
-        """Return all texts of the training split: a tokenizer must not have seen the test texts."""
-        train = self.pairs["train"]
+        """Return the texts of the training split, also those that will not fit: without a tokenizer nobody knows.
+
+        A tokenizer must not have seen the test texts.
+        """
+        rows = self._rows[0]["train"]
+        train = rows.select(range(min(len(rows), self._sizes["train"])))
         prompts = [message["content"] for prompt in train["prompt"] for message in prompt]
         return [*prompts, *train["chosen"], *train["rejected"]]
 
@@ -173,37 +227,52 @@ class Data:
         folder = self.artefacts.get("tokenizer", key, make)
         return prepare_tokenizer(load_tokenizer(folder))
 
-    @cached_property
-    def tokenized(self) -> dict[str, Dataset]:
-        """The pairs as token ids, by split."""
-        if self.profile.data.preferences in RECIPES:
-            return self._tokenized_recipe()
-        result = {}
-        for split, rows in self.pairs.items():
-            result[split], report = tokenize_pairs(rows, self.tokenizer, max_length=self.profile.data.max_length)
-            self.reports.append(report)
-        return result
+    def training_pairs(self, max_length: int) -> Dataset:
+        """Return the training pairs that fit into another length than the profile's, as token ids.
 
-    def _tokenized_recipe(self) -> dict[str, Dataset]:
+        Of a file whose pairs are split after those that do not fit went, these are pairs that fit into both lengths.
+
+        Raises:
+            ValueError: none fits.
+        """
+        rows, size = self._rows[0]["train"], self._sizes["train"]
+        tokens, _, report = tokenize_fitting(rows, self.tokenizer, max_length=max_length, most=size)
+        if not len(tokens):
+            raise ValueError(f"no training pair fits into the generator's max_length {max_length}; raise it:\n{report}")
+        if report.refused or report.alarms():
+            logger.warning("training pairs of the generator: %s", report)
+        return tokens
+
+    def _fitting_of(self, rows: dict[str, Dataset]) -> dict[str, tuple[Dataset, list[int], Report]]:
+        length = self.profile.data.max_length
+        return {
+            split: tokenize_fitting(part, self.tokenizer, max_length=length, most=self._sizes[split])
+            for split, part in rows.items()
+        }
+
+    def _recipe_fitting(self, rows: dict[str, Dataset]) -> dict[str, tuple[Dataset, list[int], Report]]:
         """The same for data too large for memory, in files that are checked; those that `datasets` keeps are not."""
-        pairs, length = self.pairs, self.profile.data.max_length
-        key = {"pairs": self._recipe[0].name, "rows": {split: len(rows) for split, rows in pairs.items()}}
-        key |= {"max_length": length, "template": self.tokenizer.get_chat_template()}
+        key = {"pairs": self._recipe[0].name, "sizes": self._sizes, "max_length": self.profile.data.max_length}
+        key |= {"template": self.tokenizer.get_chat_template()}
         key |= {"tokenizer": records.fingerprint(self.tokenizer.backend_tokenizer.to_str())}
 
         def make(folder: Path) -> None:
             disable_caching()
             try:
-                done = {split: tokenize_pairs(rows, self.tokenizer, max_length=length) for split, rows in pairs.items()}
+                done = self._fitting_of(rows)
             finally:
                 enable_caching()
-            for split, (rows, _) in done.items():
-                rows.save_to_disk(str(folder / split))
-            write_reports(folder, [report for _, report in done.values()])
+            for split, (tokens, places, _) in done.items():
+                tokens.save_to_disk(str(folder / split))
+                np.save(folder / f"{split}.npy", np.array(places, dtype=np.int64))
+            write_reports(folder, [report for _, _, report in done.values()])
 
         folder = self.artefacts.get("tokenized", key, make)
-        self.reports.extend(read_reports(folder))
-        return {split: load_from_disk(str(folder / split)) for split in SPLITS}
+        parts = zip(SPLITS, read_reports(folder), strict=True)
+        return {
+            split: (load_from_disk(str(folder / split)), np.load(folder / f"{split}.npy").tolist(), report)
+            for split, report in parts
+        }
 
     def conversations(self, split: str) -> dict[str, list]:
         """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.
@@ -211,9 +280,7 @@ class Data:
         Returns:
             `chosen` and `rejected`: lists of conversations; `prompt_id`: what to cluster intervals by.
         """
-        kept = set(self.tokenized[split]["line"])
-        pairs = self.pairs[split]
-        rows = pairs.select([row for row, line in enumerate(pairs["line"][:]) if line in kept])
+        rows = self.pairs[split]
         sides = {side: replied(rows["prompt"], rows[side]) for side in ("chosen", "rejected")}
         return {**sides, "prompt_id": rows["prompt_id"][:]}
 

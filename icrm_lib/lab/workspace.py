@@ -20,7 +20,7 @@ from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerpr
 from icrm_lib.language_model.samples import sample
 from icrm_lib.language_model.sampling import SamplingSettings
 from icrm_lib.methods import method_settings
-from icrm_lib.preferences import LABEL_KEYS, tokenize_pairs
+from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.profiles import Profile, RewardModelSettings, load_profile
 from icrm_lib.reward_model import RewardModel
 from icrm_lib.tokenization import Conversation
@@ -106,7 +106,7 @@ class Workspace(Data):
         length = self.profile.generator.max_length
         if length in (0, self.profile.data.max_length):
             return self.tokenized["train"]
-        return tokenize_pairs(self.pairs["train"], self.tokenizer, max_length=length)[0]
+        return self.training_pairs(length)
 
     def _generator_key(self) -> dict[str, Any]:
         """All that the generator depends on; nothing is fitted for it."""

@@ -41,7 +41,9 @@ class PromptIds:
         return bool(place < len(self._ids) and self._ids[place] == value)
 
 
-def split_by_prompt(dataset: Dataset, fractions: Sequence[float], seed: int) -> tuple[Dataset, ...]:
+def split_by_prompt(
+    dataset: Dataset, fractions: Sequence[float], seed: int, *, empty: bool = False
+) -> tuple[Dataset, ...]:
     """Split a data set so that no prompt is in two parts.
 
     The part of a prompt depends on the set of prompts and the seed, not on the order of the rows.
@@ -50,6 +52,7 @@ def split_by_prompt(dataset: Dataset, fractions: Sequence[float], seed: int) -> 
         dataset: with a column `prompt_id`.
         fractions: share of the *prompts* for each part; positive, sum 1.
         seed: chooses the assignment.
+        empty: whether a part may stay without rows where there are too few prompts.
 
     Returns:
         One data set for each fraction, rows in their old order.
@@ -64,7 +67,7 @@ def split_by_prompt(dataset: Dataset, fractions: Sequence[float], seed: int) -> 
     order = sorted(set(ids), key=lambda prompt_id: fingerprint([seed, prompt_id]))
     ends = [round(sum(fractions[: i + 1]) * len(order)) for i in range(len(fractions))]
     sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-    if min(sizes) == 0:
+    if min(sizes) == 0 and not empty:
         raise ValueError(f"{len(order)} prompts cannot fill parts of {list(fractions)}; use fewer parts or more data")
     part_of = dict(zip(order, (part for part, size in enumerate(sizes) for _ in range(size)), strict=True))
     return tuple(

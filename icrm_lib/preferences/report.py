@@ -104,6 +104,7 @@ class Report:
             warnings=[*self.warnings, *(warning for step in steps for warning in step.warnings)],
             cut=_together(cuts) if cuts else None,
             unread=sum(step.unread for step in steps),
+            used={split: count for step in steps for split, count in step.used.items()},
         )
 
     def alarms(self) -> list[str]:
