@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
+from icrm_lib.best_of_n.labelled import Labelled, read_labelled
 from icrm_lib.measures.answers import final_answers
 from icrm_lib.measures.statistics import Estimate, means_over_prompts
-from icrm_lib.rows import BadRow, file_rows, type_name
+from icrm_lib.rows import BadRow, file_rows
 
 
 def pick_weights(scores: Sequence[float], n: int) -> np.ndarray:
@@ -91,50 +91,49 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
 def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """Read responses with known outcomes: JSON lines {"prompt", "responses": [...], "correct": [...]}.
 
+    `prompt` is a text or a list of messages that ends with the user's turn, a response a text, an outcome true or
+    false (or 1 or 0). Texts are checked as `preferences.load_preferences` does. A prompt may have several rows; one
+    that calls a response wrong which an earlier row calls right, or the other way round, is refused.
+
+    Args:
+        path: a file with one of the endings of `rows.file_rows`.
+
     Returns:
         one row a response (`prompt` index, `index`, `conversation`, `response`, `correct`), and what was refused, one
         sentence a row with line, reason and remedy.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no usable row.
+        ValueError: a file that is as a whole not what its name says (UTF-16, say), or no usable row.
     """
-    rows, refused = [], []
-    for number, row in file_rows(path):
+    path = Path(path)
+    name = path.name if path.is_absolute() else str(path)
+    rows, refused, known, prompts = [], [], {}, 0
+    for line, row in file_rows(path, name):
         try:
-            prompt, responses, correct = _checked(row)
+            labelled = read_labelled(row)
+            _check_against(known, labelled)
         except BadRow as fault:
-            refused.append(f"{path}:{number}: {fault}")
+            refused.append(f"{name}:{line}: {fault}")
             continue
-        index = rows[-1]["prompt"] + 1 if rows else 0
-        for j, (response, outcome) in enumerate(zip(responses, correct, strict=True)):
-            talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-            rows.append(
-                {"prompt": index, "index": j, "conversation": talk, "response": response, "correct": bool(outcome)}
-            )
+        known |= {answer: (line, right) for answer, right in labelled.answers()}
+        for j, (response, right) in enumerate(zip(labelled.responses, labelled.correct, strict=True)):
+            talk = [*labelled.prompt, {"role": "assistant", "content": response}]
+            row = {"prompt": prompts, "index": j, "conversation": talk, "response": response, "correct": right}
+            rows.append(row)
+        prompts += 1
     if not rows:
-        raise ValueError(f"{path} has no usable row" + (f": {refused[0]}" if refused else ""))
+        first = f": {refused[0]}" if refused else "; check that it is the right one and was written to its end"
+        raise ValueError(f"{name} has no usable row{first}")
     return pd.DataFrame(rows), refused
 
 
-def _checked(row: Any) -> tuple[str, list[str], list[bool]]:
-    def require(condition: bool, reason: str) -> None:
-        if not condition:
-            raise BadRow(reason, "correct or remove the row")
-
-    if isinstance(row, BadRow):
-        raise row
-    require(isinstance(row, dict), f"{type_name(row)} instead of an object")
-    for key in ("prompt", "responses", "correct"):
-        require(key in row, f"missing key {key!r}")
-    prompt, responses, correct = row["prompt"], row["responses"], row["correct"]
-    are_lists = isinstance(responses, list) and isinstance(correct, list)
-    require(isinstance(prompt, str) and are_lists, "needs a text prompt and lists of responses and outcomes")
-    same = len(responses) == len(correct) > 0
-    require(same, f"{len(responses)} responses with {len(correct)} outcomes; each needs one")
-    require(all(isinstance(r, str) and r.strip() for r in responses), "a response is empty or no text")
-    require(all(isinstance(c, bool) or c in (0, 1) for c in correct), "an outcome is neither true nor false")
-    return prompt, responses, correct
+def _check_against(known: dict[tuple[str, str], tuple[int, bool]], labelled: Labelled) -> None:
+    for answer, right in labelled.answers():
+        line, other = known.get(answer, (0, right))
+        if other != right:
+            said = f"line {line} calls the response {answer[1][:40]!r} {'right' if other else 'wrong'}"
+            raise BadRow("contradicts an earlier row", f"{said}; correct one of them")
 
 
 def outcome_accuracy(rows: pd.DataFrame, scores: Sequence[float]) -> pd.DataFrame:

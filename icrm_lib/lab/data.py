@@ -263,16 +263,19 @@ class Data:
             finally:
                 enable_caching()
             for split, (tokens, places, _) in done.items():
-                tokens.save_to_disk(str(folder / split))
+                if places:  # `datasets` cannot load a folder without rows
+                    tokens.save_to_disk(str(folder / split))
                 np.save(folder / f"{split}.npy", np.array(places, dtype=np.int64))
             write_reports(folder, [report for _, _, report in done.values()])
 
         folder = self.artefacts.get("tokenized", key, make)
-        parts = zip(SPLITS, read_reports(folder), strict=True)
-        return {
-            split: (load_from_disk(str(folder / split)), np.load(folder / f"{split}.npy").tolist(), report)
-            for split, report in parts
-        }
+        fitting = {}
+        for split, report in zip(SPLITS, read_reports(folder), strict=True):
+            places = np.load(folder / f"{split}.npy").tolist()
+            nothing = rows[split].select([])
+            tokens = load_from_disk(str(folder / split)) if places else self._fitting_of({split: nothing})[split][0]
+            fitting[split] = tokens, places, report
+        return fitting
 
     def conversations(self, split: str) -> dict[str, list]:
         """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.

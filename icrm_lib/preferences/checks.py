@@ -35,24 +35,31 @@ class Pair:
         yield "rejected", self.rejected
 
 
+def check_characters(key: str, text: str) -> None:
+    """Raise `BadRow` for half a character or a NUL in the text under a key."""
+    if half := _SURROGATE.search(text):
+        code = f"U+{ord(half[0]):04X}"
+        raise BadRow(f"half a character in {key!r}", f"{code} at {half.start()} is an unpaired surrogate; remove it")
+    if (at := text.find("\0")) >= 0:
+        raise BadRow(f"NUL character in {key!r}", f"at {at}; many tools end a text there, remove it")
+
+
+def check_visible(key: str, text: str) -> None:
+    """Raise `BadRow` for a text under a key that shows nothing."""
+    if not _VISIBLE.search(text):
+        raise BadRow(f"empty text in {key!r}", f"found {text[:20]!r}; fill it or drop the row")
+
+
 def _check_characters(pair: Pair) -> None:
     for key, text in (*pair.texts(), ("source", pair.source or "")):
-        if half := _SURROGATE.search(text):
-            code = f"U+{ord(half[0]):04X}"
-            raise BadRow(
-                f"half a character in {key!r}", f"{code} at {half.start()} is an unpaired surrogate; remove it"
-            )
-        if (at := text.find("\0")) >= 0:
-            raise BadRow(f"NUL character in {key!r}", f"at {at}; many tools end a text there, remove it")
+        check_characters(key, text)
 
 
 def _check_text(pair: Pair) -> None:
     for key, text in pair.texts():
-        if _VISIBLE.search(text):
-            continue
         # An empty system turn is common and means something: no default system prompt.
         if not (key == "prompt" and pair.prompt[0] == {"role": "system", "content": text}):
-            raise BadRow(f"empty text in {key!r}", f"found {text[:20]!r}; fill it or drop the row")
+            check_visible(key, text)
 
 
 def _check_different(pair: Pair) -> None:
