@@ -53,6 +53,12 @@ def read_labelled(row: Any) -> Labelled:
 
 
 def _listed(row: dict, key: str) -> list:
+    if key not in row and isinstance(row.get(key.removesuffix("s")), str):
+        raise BadRow(
+            f"missing key {key!r}",
+            f"the row has one {key.removesuffix('s')!r}; write all responses to a prompt into one row, as lists "
+            "'responses' and 'correct'",
+        )
     value = require(row, key)
     if not isinstance(value, list):
         raise BadRow(f"wrong type in {key!r}", f"found {type_name(value)}; give a list, one entry a response")

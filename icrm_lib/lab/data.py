@@ -3,31 +3,24 @@
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, disable_caching, enable_caching, load_from_disk
+from datasets import Dataset, disable_caching, enable_caching
 from transformers import PreTrainedTokenizerBase
 
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import Artefacts, is_file, model_path
-from icrm_lib.lab.parts import Parts
+from icrm_lib.lab.parts import Parts, read_fitting, whole_way, write_fitting
 from icrm_lib.language_model.adapters import Adapter, is_adapter, read_adapter
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
-from icrm_lib.preferences import (
-    Report,
-    load_preferences,
-    read_reports,
-    split_by_prompt,
-    tokenize_fitting,
-    write_reports,
-)
+from icrm_lib.preferences import Fitting, Report, load_preferences, split_by_prompt, tokenize_fitting
 from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
@@ -79,19 +72,15 @@ class Data:
     @cached_property
     def _fitting(self) -> tuple[Parts, Parts, list[Report]]:
         rows, read = self._rows
-        fitting = (self._recipe_fitting if self.profile.data.preferences in RECIPES else self._fitting_of)(rows)
-        tokenized = {split: tokens for split, (tokens, _, _) in fitting.items()}
-        pairs = {split: rows[split].select(places) for split, (_, places, _) in fitting.items()}
-        steps = [replace(step, used={split: len(tokens)}) for split, (tokens, _, step) in fitting.items()]
-        if len(read) == 1:  # of one file for all splits
-            whole = read[0] if self._filters_first else read[0].followed_by(*steps)
-            reports = [replace(whole, used={split: len(tokens) for split, tokens in tokenized.items()})]
-            accounts = dict.fromkeys(SPLITS, reports[0])
-        else:
-            before, of_splits = read[: -len(SPLITS)], read[-len(SPLITS) :]
-            of_splits = [report.followed_by(step) for report, step in zip(of_splits, steps, strict=True)]
-            reports, accounts = [*before, *of_splits], dict(zip(SPLITS, of_splits, strict=True))
-        return Parts(pairs, accounts), Parts(tokenized, accounts), reports
+        of_recipe = self.profile.data.preferences in RECIPES
+        fitting = self._kept_fitting(rows) if of_recipe else self._fitting_of(rows)
+        reports = whole_way(read, fitting, all_fit=self._filters_first)
+        if runtime.process_index() == 0:
+            for report in reports:
+                for alarm in report.alarms():
+                    logger.warning("%s: %s", report.source, alarm)
+        pairs = {split: rows[split].select(one.places) for split, one in fitting.items()}
+        return Parts(pairs, reports), Parts({split: one.tokens for split, one in fitting.items()}, reports), reports
 
     @cached_property
     def _rows(self) -> tuple[dict[str, Dataset], list[Report]]:
@@ -243,14 +232,14 @@ class Data:
             logger.warning("training pairs of the generator: %s", report)
         return tokens
 
-    def _fitting_of(self, rows: dict[str, Dataset]) -> dict[str, tuple[Dataset, list[int], Report]]:
+    def _fitting_of(self, rows: dict[str, Dataset]) -> dict[str, Fitting]:
         length = self.profile.data.max_length
         return {
             split: tokenize_fitting(part, self.tokenizer, max_length=length, most=self._sizes[split])
             for split, part in rows.items()
         }
 
-    def _recipe_fitting(self, rows: dict[str, Dataset]) -> dict[str, tuple[Dataset, list[int], Report]]:
+    def _kept_fitting(self, rows: dict[str, Dataset]) -> dict[str, Fitting]:
         """The same for data too large for memory, in files that are checked; those that `datasets` keeps are not."""
         key = {"pairs": self._recipe[0].name, "sizes": self._sizes, "max_length": self.profile.data.max_length}
         key |= {"template": self.tokenizer.get_chat_template()}
@@ -259,23 +248,12 @@ class Data:
         def make(folder: Path) -> None:
             disable_caching()
             try:
-                done = self._fitting_of(rows)
+                write_fitting(folder, self._fitting_of(rows))
             finally:
                 enable_caching()
-            for split, (tokens, places, _) in done.items():
-                if places:  # `datasets` cannot load a folder without rows
-                    tokens.save_to_disk(str(folder / split))
-                np.save(folder / f"{split}.npy", np.array(places, dtype=np.int64))
-            write_reports(folder, [report for _, _, report in done.values()])
 
         folder = self.artefacts.get("tokenized", key, make)
-        fitting = {}
-        for split, report in zip(SPLITS, read_reports(folder), strict=True):
-            places = np.load(folder / f"{split}.npy").tolist()
-            nothing = rows[split].select([])
-            tokens = load_from_disk(str(folder / split)) if places else self._fitting_of({split: nothing})[split][0]
-            fitting[split] = tokens, places, report
-        return fitting
+        return read_fitting(folder, self._fitting_of({split: part.select([]) for split, part in rows.items()}))
 
     def conversations(self, split: str) -> dict[str, list]:
         """Return a split's pairs as whole conversations, row by row those of `tokenized[split]`.

@@ -1,6 +1,6 @@
 """Preference pairs as token ids."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -13,6 +13,20 @@ BLOCK = 10_000  # rows that are tokenised at least, where no more than some are 
 _CARRIED = ("margin", *LABEL_KEYS, "prompt_id", "source", "line")
 _LOST = {"cut": Value("bool"), "question": Value("bool"), "system": Value("bool")}
 _FAULT = {"reason": Value("string"), "remedy": Value("string")}
+
+
+class Fitting(NamedTuple):
+    """The pairs of a data set that fit into a length.
+
+    Attributes:
+        tokens: the data set of `tokenize_pairs`.
+        places: of each of its rows the place in the data set that was tokenised.
+        report: on the rows that were looked at; kept are all that fit, wanted or not.
+    """
+
+    tokens: Dataset
+    places: list[int]
+    report: Report
 
 
 def tokenize_pairs(
@@ -46,9 +60,7 @@ def tokenize_pairs(
     return tokenized, report
 
 
-def tokenize_fitting(
-    dataset: Dataset, tokenizer: Any, *, max_length: int | None, most: int | None = None
-) -> tuple[Dataset, list[int], Report]:
+def tokenize_fitting(dataset: Dataset, tokenizer: Any, *, max_length: int | None, most: int | None = None) -> Fitting:
     """Tokenise the pairs that fit, the first `most` of them; it may be that none does.
 
     Of a large data set no more is tokenised than blocks of `BLOCK` rows until there are pairs enough; the report says
@@ -57,10 +69,6 @@ def tokenize_fitting(
     Args:
         dataset, tokenizer, max_length: see `tokenize_pairs`.
         most: pairs wanted, all when None.
-
-    Returns:
-        the data set of `tokenize_pairs`, the place of each of its rows in `dataset`, and the report on the rows that
-        were looked at (kept are all that fit, wanted or not).
 
     Raises:
         ValueError: an unprepared tokenizer, or a missing column.
@@ -87,7 +95,9 @@ def tokenize_fitting(
         report.cut = Cut(max_length, lost["cut"], lost["question"], lost["system"])
     wanted = kept[:most]
     tokenized = tokenized.remove_columns([*_FAULT, *_LOST])
-    return (tokenized if len(wanted) == len(tokenized) else tokenized.select(wanted)), wanted, report
+    if len(wanted) < len(tokenized):
+        tokenized = tokenized.select(wanted)
+    return Fitting(tokenized, wanted, report)
 
 
 def _features(dataset: Dataset) -> Features:

@@ -43,6 +43,10 @@ FAULTS = {
     "a word as outcome": (changed(correct=["yes", "no"]), "neither true nor false; found 'yes'"),
     "not a number": (b'{"prompt": "a", "responses": ["3"], "correct": [NaN]}', "neither true nor false; found nan"),
     "a misspelt key": ({"prompt": "a", "response": ["3"], "correct": [1]}, "rename 'response' to 'responses'"),
+    "one response a row": (
+        {"prompt": "a", "response": "3", "correct": True},
+        "write all responses to a prompt into one",
+    ),
     "null": (changed(prompt=None), "'prompt' is null"),
     "no object": ([1], "not a JSON object"),
     "a prompt that ends with a reply": (changed(prompt=TALK[:2]), "roles do not alternate in 'prompt'"),

@@ -42,10 +42,12 @@ def workspace(model, tmp_path):
     return make
 
 
-def test_the_sizes_count_what_fits(workspace, tmp_path):
+def test_the_sizes_count_what_fits(workspace, tmp_path, caplog):
     ws = workspace(write_rows(tmp_path / "half.jsonl", 100, lambda i: i % 2))
     sizes = {"train": 24, "validation": 4, "test": 8}
     assert {split: len(rows) for split, rows in ws.tokenized.items()} == sizes
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == "half.jsonl: 50 of 100 (50%) rows are refused, 50 of them for: reply too long"
     (report,) = ws.reports
     assert (report.kept, report.refused, report.unread, report.used) == (50, 50, 0, sizes)
     lines = str(report).splitlines()
