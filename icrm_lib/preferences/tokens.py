@@ -80,9 +80,9 @@ def tokenize_fitting(dataset: Dataset, tokenizer: Any, *, max_length: int | None
     blocks, kept, faults = [], [], []
     for start in range(0, len(dataset), size or 1):
         block = _tokenized(dataset.select(range(start, min(start + size, len(dataset)))), tokenizer, max_length)
-        reasons = block["reason"][:]
+        reasons, remedies = block["reason"][:], block["remedy"][:]
         kept += [start + i for i, reason in enumerate(reasons) if not reason]
-        faults += [(start + i, why, block["remedy"][i]) for i, why in enumerate(reasons) if why]
+        faults += [(start + i, why, remedies[i]) for i, why in enumerate(reasons) if why]
         blocks.append(block)
         if most is not None and len(kept) >= most:
             break

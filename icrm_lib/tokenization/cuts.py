@@ -36,10 +36,10 @@ def lost_by_cut(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], encod
         return Lost()
     encoder = encoder_for(tokenizer)
     first = _first_character(tokenizer, encoded, gone + (encoded.prompt[0] == tokenizer.bos_token_id))
-    begins = {i: _begin(encoder, prompt, i, encoded.head) for i, m in enumerate(prompt) if m["content"].strip()}
-    users = [begin for i, begin in begins.items() if prompt[i]["role"] == "user"]
-    systems = [begin for i, begin in begins.items() if prompt[i]["role"] in _INSTRUCTIONS]
-    return Lost(bool(users) and first > users[-1], any(first > begin for begin in systems))
+    spoken = [i for i, message in enumerate(prompt) if message["content"].strip()]
+    users = [i for i in spoken if prompt[i]["role"] == "user"][-1:]
+    systems = [i for i in spoken if prompt[i]["role"] in _INSTRUCTIONS]
+    return Lost(*(any(first > _begin(encoder, prompt, i, encoded.head) for i in turns) for turns in (users, systems)))
 
 
 def _first_character(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, token: int) -> int:
