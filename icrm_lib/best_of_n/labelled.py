@@ -10,6 +10,19 @@ from icrm_lib.preferences.prompts import identify_prompt, normal_text
 from icrm_lib.rows import BadRow, type_name
 from icrm_lib.tokenization import Conversation
 
+# Keys of what a reader of the prompt has before the eyes as well, and a reward model would not.
+_BESIDE = (
+    "system",
+    "system_prompt",
+    "history",
+    "instruction",
+    "input",
+    "context",
+    "documents",
+    "tools",
+    "image",
+    "images",
+)
 _OUTCOMES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -34,6 +47,11 @@ def read_labelled(row: Any) -> Labelled:
         raise row
     if not isinstance(row, dict):
         raise BadRow("not a JSON object", f"found {type_name(row)}; write each row as {{...}}")
+    if beside := [key for key in _BESIDE if row.get(key)]:
+        raise BadRow(
+            f"{beside[0]!r} beside the prompt",
+            "the responses would be scored without it; write it into 'prompt', as a message or text, or drop the key",
+        )
     prompt = messages(require(row, "prompt"), "prompt", "user")
     responses, correct = (_listed(row, key) for key in ("responses", "correct"))
     if len(responses) != len(correct):

@@ -93,7 +93,8 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
 
     `prompt` is a text or a list of messages that ends with the user's turn, a response a text, an outcome true or
     false (or 1 or 0). Texts are checked as `preferences.load_preferences` does. A prompt may have several rows; one
-    that calls a response wrong which an earlier row calls right, or the other way round, is refused.
+    that calls a response wrong which an earlier row calls right, or the other way round, is refused. So is a row with
+    text beside the prompt (`system`, `context`, ...) that a reward model would not read; other keys are ignored.
 
     Args:
         path: a file with one of the endings of `rows.file_rows`.

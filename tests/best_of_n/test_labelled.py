@@ -47,6 +47,8 @@ FAULTS = {
         {"prompt": "a", "response": "3", "correct": True},
         "write all responses to a prompt into one",
     ),
+    "a system prompt of its own": (changed(system="Add."), "'system' beside the prompt; the responses would be scored"),
+    "a context": (changed(context=["3 is a number."]), "'context' beside the prompt"),
     "null": (changed(prompt=None), "'prompt' is null"),
     "no object": ([1], "not a JSON object"),
     "a prompt that ends with a reply": (changed(prompt=TALK[:2]), "roles do not alternate in 'prompt'"),
@@ -82,7 +84,7 @@ def test_every_form_of_prompt_and_outcome_is_read(prompt, correct, tmp_path):
 
 
 def test_parquet_gives_the_same_as_lines(tmp_path):
-    rows = [GOOD, changed()]
+    rows = [GOOD | {"id": 1, "answer": "2", "system": ""}, changed(id=2, answer="3", system=None)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     lines, table = (load_outcomes(tmp_path / name)[0] for name in ("a.jsonl", "a.parquet"))
