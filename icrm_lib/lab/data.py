@@ -20,7 +20,7 @@ from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
 from icrm_lib.language_model.samples import sampler
 from icrm_lib.language_model.scratch import scratch_tokenizer
-from icrm_lib.preferences import Fitting, Report, load_preferences, split_by_prompt, tokenize_fitting
+from icrm_lib.preferences import BLOCK, Fitting, Report, load_preferences, split_by_prompt, tokenize_fitting
 from icrm_lib.preferences.paper import RECIPES, SPLITS, load_recipe, recipe_key
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language
@@ -74,7 +74,7 @@ class Data:
         rows, read = self._rows
         of_recipe = self.profile.data.preferences in RECIPES
         fitting = self._kept_fitting(rows) if of_recipe else self._fitting_of(rows)
-        reports = whole_way(read, fitting, all_fit=self._filters_first)
+        reports = whole_way(read, fitting)
         if runtime.process_index() == 0:
             for report in reports:
                 for alarm in report.alarms():
@@ -84,18 +84,12 @@ class Data:
 
     @cached_property
     def _rows(self) -> tuple[dict[str, Dataset], list[Report]]:
-        """The rows by split, before the sizes, and the reports so far; only with `_filters_first` do all rows fit."""
+        """The rows by split, before the sizes, and the reports so far."""
         if self.on_testbed:
             return self._testbed_pairs(tuple(self._sizes.values()))
         if self.profile.data.preferences in RECIPES:
             return self._recipe[1:]
         return self._own_file()
-
-    @property
-    def _filters_first(self) -> bool:
-        """Whether what does not fit goes before the split: only a tokenizer that learns from a split comes after it."""
-        given = self.on_testbed or self.profile.data.preferences in RECIPES  # their splits are given
-        return not given and self.profile.base_model.name != "scratch"
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -125,7 +119,9 @@ class Data:
                 f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
                 f"{LEAST_PROMPTS} are needed: add rows with other prompts"
             )
-        if self._filters_first:
+        # What does not fit goes before the split, so that the shares are of what fits. But a tokenizer that learns from a
+        # split comes after it; and a large file has the shares anyway, without every row being tokenised.
+        if self.profile.base_model.name != "scratch" and len(dataset) <= BLOCK:
             _, places, step = tokenize_fitting(dataset, self.tokenizer, max_length=self.profile.data.max_length)
             dataset, report = dataset.select(places), report.followed_by(step)
         parts = split_by_prompt(dataset, FRACTIONS, self.seed, empty=True)

@@ -39,17 +39,17 @@ class Parts(dict[str, Dataset]):
         return rows
 
 
-def whole_way(read: list[Report], fitting: dict[str, Fitting], *, all_fit: bool) -> list[Report]:
+def whole_way(read: list[Report], fitting: dict[str, Fitting]) -> list[Report]:
     """Return the reports on reading, gone on to what is used of each split.
 
     Args:
-        read: one report for all splits, or one a split, in their order, after others.
+        read: one report for all splits, which may tell already what does not fit, or one a split, in their order, after
+            others.
         fitting: by split.
-        all_fit: whether the one report for all splits tells already what does not fit.
     """
     steps = [replace(one.report, used={split: len(one.places)}) for split, one in fitting.items()]
     if len(read) == 1:
-        whole = read[0] if all_fit else read[0].followed_by(*steps)
+        whole = read[0] if read[0].cut else read[0].followed_by(*steps)
         return [replace(whole, used={split: len(one.places) for split, one in fitting.items()})]
     first = len(read) - len(steps)
     return [*read[:first], *(report.followed_by(step) for report, step in zip(read[first:], steps, strict=True))]

@@ -7,6 +7,7 @@ import pytest
 from published import UNIFIED, rated, write_parquet
 from tiny import TEXTS, micro, save_tiny
 
+from icrm_lib.lab import data
 from icrm_lib.lab.data import SPLITS
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.preferences import tokens
@@ -35,8 +36,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def workspace(model, tmp_path):
     def make(file, base_model=model, **sections):
-        data = SIZES | sections.pop("data", {})
-        profile = micro(data=data, **sections)
+        profile = micro(**sections | {"data": SIZES | sections.get("data", {})})
         return Workspace(profile, preferences=file, base_model=base_model, folder=tmp_path / "made")
 
     return make
@@ -62,6 +62,16 @@ def test_the_sizes_count_what_fits(workspace, tmp_path, caplog):
     everything = dict.fromkeys(("train_pairs", "validation_pairs", "test_pairs"), 99)
     sizes = {split: len(rows) for split, rows in workspace(tmp_path / "half.jsonl", data=everything).pairs.items()}
     assert sizes == {"train": 35, "validation": 5, "test": 10}
+
+
+def test_of_a_large_file_no_more_is_looked_at_than_it_takes(workspace, monkeypatch, tmp_path):
+    for module in (tokens, data):
+        monkeypatch.setattr(module, "BLOCK", 40)
+    ws = workspace(write_rows(tmp_path / "half.jsonl", 300, lambda i: i % 2))
+    (report,) = ws.reports
+    assert report.used == {"train": 24, "validation": 4, "test": 8}
+    assert report.kept + report.refused + report.unread == 300 and 0 < report.unread < 300 - 36
+    assert f"{report.unread} not looked at" in str(report)
 
 
 def test_a_tokenizer_from_scratch_learns_from_the_training_split_before_anything_is_filtered(workspace, tmp_path):
@@ -95,8 +105,8 @@ def test_a_recipe_looks_at_no_more_rows_than_it_takes(model, monkeypatch, tmp_pa
         for i in range(0, count, 3 if split == "train" else 1):
             rows[i]["conv_A"][1]["content"] += LONG
         write_parquet(tmp_path / "published" / UNIFIED / "all" / f"{split}-0.parquet", rows)
-    data = SIZES | {"preferences": "unified-feedback", "files": str(tmp_path / "published"), "stride": 1}
-    first, again = (Workspace(micro(data=data), base_model=model, folder=tmp_path / "made") for _ in range(2))
+    source = {"preferences": "unified-feedback", "files": str(tmp_path / "published"), "stride": 1}
+    first, again = (Workspace(micro(data=SIZES | source), base_model=model, folder=tmp_path / "made") for _ in range(2))
     train = first.reports[0]
     assert (train.kept, train.refused, train.unread, train.used) == (26, 14, 20, {"train": 24})
     assert "used: 24 train, 2 more would fit, 20 not looked at" in str(train)
