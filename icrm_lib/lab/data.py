@@ -119,8 +119,8 @@ class Data:
                 f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
                 f"{LEAST_PROMPTS} are needed: add rows with other prompts"
             )
-        # What does not fit goes before the split, so that the shares are of what fits. But a tokenizer that learns from a
-        # split comes after it; and a large file has the shares anyway, without every row being tokenised.
+        # What does not fit goes before the split, so that the shares are of what fits. But a tokenizer that learns from
+        # a split comes after it; and a large file has the shares anyway, without every row being tokenised.
         if self.profile.base_model.name != "scratch" and len(dataset) <= BLOCK:
             _, places, step = tokenize_fitting(dataset, self.tokenizer, max_length=self.profile.data.max_length)
             dataset, report = dataset.select(places), report.followed_by(step)
