@@ -1,5 +1,6 @@
 """Tiny random models of many architectures, as other people's checkpoints have them; nothing is downloaded."""
 
+import copy
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ from transformers import (
 )
 
 VOCABULARY, POSITIONS = 60, 256
+
+_THETA = {"rope_theta": 10000.0}
+_ORIGINAL = {**_THETA, "factor": 4.0, "original_max_position_embeddings": 64}
+ROPES = {  # `rope_parameters` of every type, for heads of 8
+    "default": {"rope_type": "default", **_THETA},
+    "linear": {"rope_type": "linear", "factor": 4.0, **_THETA},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, **_THETA},
+    "yarn": {"rope_type": "yarn", **_ORIGINAL},
+    "llama3": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_ORIGINAL},
+    "longrope": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0], **_ORIGINAL},
+}
 
 _SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
@@ -38,6 +50,7 @@ _OWN = {  # of the architectures whose configuration has names of its own
         "max_position_embeddings": POSITIONS,
     },
     "bloom": _NO_LIMIT,
+    "mamba": {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4},
     "mpt": {"d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": POSITIONS},
     "falcon": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
@@ -52,7 +65,7 @@ def tiny_config(kind: str, **changes: Any) -> PreTrainedConfig:
     """
     own = _OWN.get(kind, {**_SIZE, "max_position_embeddings": POSITIONS})
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = CONFIG_MAPPING[kind](**{"vocab_size": VOCABULARY, **ids, **own, **changes})
+    config = CONFIG_MAPPING[kind](**{"vocab_size": VOCABULARY, **ids, **own, **copy.deepcopy(changes)})
     config.initializer_range = 0.2  # wide enough that what a test compares differs
     return config
 

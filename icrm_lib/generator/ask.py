@@ -17,6 +17,7 @@ from icrm_lib.language_model.causal import (
     without_adapter,
 )
 from icrm_lib.language_model.lm_head import projecting
+from icrm_lib.language_model.positions import refuse_too_long, steady_length
 
 # What is asked of the generator's distribution before each token; all are logarithms of a weight in [0, 1].
 STATISTICS = (
@@ -54,6 +55,7 @@ def token_logprobs(
         t = 0 and at padding.
 
     Raises:
+        SequenceTooLong: a row is longer than the model's positions.
         ValueError: `temperature` or `top_p` out of range, or an unknown statistic.
     """
     if not temperature > 0 or not 0 < top_p <= 1:
@@ -62,7 +64,7 @@ def token_logprobs(
         raise ValueError(f"unknown statistic {statistic!r}; choose one of {', '.join(STATISTICS)}")
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     causal_lm = without_adapter(model)
-    hidden = decoder_states(model, causal_lm, input_ids=ids, attention_mask=batch["attention_mask"])
+    hidden = _steady_states(model, causal_lm, ids, attended)
     predicted = attended[:, 1:]
     states, targets = hidden[:, :-1][predicted], ids[:, 1:][predicted]
     values = []
@@ -77,6 +79,23 @@ def token_logprobs(
     result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     result[:, 1:][predicted] = torch.cat(values)
     return result
+
+
+def _steady_states(
+    model: torch.nn.Module, causal_lm: PreTrainedModel, ids: torch.Tensor, attended: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden states of a batch; row by row where its longest row would change the RoPE frequencies of all."""
+    lengths, steady = attended.sum(1).tolist(), steady_length(causal_lm.config)
+    refuse_too_long(causal_lm.config, lengths)
+    if steady is None or max(lengths) <= steady:
+        return decoder_states(model, causal_lm, input_ids=ids, attention_mask=attended.long())
+    states = []
+    for row, length in zip(ids, lengths, strict=True):
+        # One token first: dynamic NTK keeps the frequencies of the longest row until a short one comes.
+        for some in (row[None, :1], row[None, :length]):
+            hidden = decoder_states(model, causal_lm, input_ids=some, attention_mask=torch.ones_like(some))
+        states.append(F.pad(hidden[0], (0, 0, 0, ids.shape[1] - length)))
+    return torch.stack(states)
 
 
 def _statistic(logits: torch.Tensor, targets: torch.Tensor, statistic: str) -> torch.Tensor:
@@ -103,6 +122,7 @@ def model_scorer(model: PreTrainedModel, pad_token_id: int, *, tokens_per_batch:
     def score(rows: Sequence[tuple[list[int], int]]) -> list[np.ndarray]:
         results: list[np.ndarray] = [np.empty(0)] * len(rows)
         lengths = [len(ids) for ids, _ in rows]
+        refuse_too_long(model.config, lengths)
         for members in batches_of(range(len(rows)), lengths, tokens=tokens_per_batch):
             batch = padded([rows[i][0] for i in members], pad_token_id, device=model.device)
             values = token_logprobs(model, batch, **options).cpu().numpy()

@@ -35,6 +35,7 @@ from icrm_lib.language_model.checkpoints import (
     stop_unless_finite,
 )
 from icrm_lib.language_model.lm_head import lm_head_of
+from icrm_lib.language_model.positions import refuse_to_train
 
 SCRATCH_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -167,7 +168,11 @@ def train_language_model(
 
     Returns:
         the finished trainer.
+
+    Raises:
+        positions.SequenceTooLong: rows that the model cannot be trained on.
     """
+    refuse_to_train(model.config, dataset, ["input_ids"], name="training")
     folder.mkdir(parents=True, exist_ok=True)
     args = TrainingArguments(
         **{"output_dir": str(folder), **saving(checkpoints, save_steps), **arguments},

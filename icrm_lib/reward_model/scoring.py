@@ -9,6 +9,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from icrm_lib.language_model.causal import batches_of, padded
+from icrm_lib.language_model.positions import refuse_too_long, steady_length
 from icrm_lib.reward_model.head import capture_head
 
 LEAST_SHARED = 32  # tokens; below it a pass of its own for the prompt costs more than it saves
@@ -28,7 +29,8 @@ def token_scores(
     """Read the rewards at the tokens of each row from a position on.
 
     Rows of like length go together, and what several rows have in common at their beginning is encoded once and kept
-    as a KV cache. Neither changes a reward by more than rounding.
+    as a KV cache. Neither changes a reward by more than rounding. A row so long that its company would change its RoPE
+    frequencies (`positions.steady_length`) is scored alone.
 
     Args:
         model: one-label sequence classification model with a reward at every position, in evaluation mode.
@@ -41,28 +43,36 @@ def token_scores(
 
     Returns:
         per row float32 rewards. Shape of each: (len(row) - start,).
+
+    Raises:
+        SequenceTooLong: a row is longer than the model's positions.
     """
     rows, starts = [list(row) for row in rows], list(starts)
+    lengths = [len(row) for row in rows]
+    refuse_too_long(model.config, lengths)
     results: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
-    alone: list[int] = []
-    for prefix, members in _groups(rows, starts if shared is None else list(shared)):
+    steady = steady_length(model.config)
+    together = [i for i, length in enumerate(lengths) if steady is None or length <= steady]
+    for i in set(range(len(rows))).difference(together):
+        results[i] = forward_alone(model, rows[i])[starts[i] :].copy()
+    unshared: list[int] = []
+    for prefix, members in _groups(rows, together, starts if shared is None else list(shared)):
         if len(members) < 2 or len(prefix) < LEAST_SHARED:
-            alone.extend(members)
+            unshared.extend(members)
         else:
             _score_group(model, rows, starts, members, prefix, pad_token_id, batch_size, results)
-    lengths = [len(row) for row in rows]
-    for members in batches_of(alone, lengths, tokens=TOKENS_PER_BATCH, rows=batch_size):
+    for members in batches_of(unshared, lengths, tokens=TOKENS_PER_BATCH, rows=batch_size):
         rewards = forward(model, [rows[i] for i in members], pad_token_id)
         for values, i in zip(rewards, members, strict=True):
             results[i] = values[starts[i] : len(rows[i])].copy()
     return results
 
 
-def _groups(rows: list[list[int]], shared: list[int]) -> list[tuple[list[int], list[int]]]:
+def _groups(rows: list[list[int]], members: list[int], shared: list[int]) -> list[tuple[list[int], list[int]]]:
     # The last token is always computed, so at least one is left to run when the rest is shared.
     groups: dict[tuple[int, ...], list[int]] = {}
-    for index, (row, length) in enumerate(zip(rows, shared, strict=True)):
-        groups.setdefault(tuple(row[: min(length, len(row) - 1)]), []).append(index)
+    for index in members:
+        groups.setdefault(tuple(rows[index][: min(shared[index], len(rows[index]) - 1)]), []).append(index)
     return [(list(prefix), members) for prefix, members in groups.items()]
 
 
@@ -96,6 +106,12 @@ def forward(
     return head.rewards.float().cpu().numpy()
 
 
+def forward_alone(model: PreTrainedModel, row: list[int]) -> np.ndarray:
+    """Rewards of one row whose RoPE frequencies depend on its length. Shape: (T,), float32."""
+    forward(model, [row[:1]], 0)  # dynamic NTK keeps the frequencies of the longest row until a short one comes
+    return forward(model, [row], 0)[0]
+
+
 def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
     """Return where `transformers` reads the score of a sequence: the last position that is not padding.
 
@@ -124,11 +140,15 @@ class PrefixScorer:
         self.model = model
         self.ids: list[int] = []
         self.rewards = np.empty(0, dtype=np.float32)
+        self._cached = 0  # tokens that the cache holds
         self._cache = DynamicCache(config=model.config)
+        self._steady = steady_length(model.config)
 
     @torch.inference_mode()
     def update(self, ids: Sequence[int]) -> np.ndarray:
         """Move on to another sequence; what it has in common with the present one is not computed again.
+
+        Where RoPE's frequencies depend on the length, a sequence beyond `positions.steady_length` is computed whole.
 
         Args:
             ids: the whole sequence, usually the present one and a few more tokens. (A tokenizer may cut the last word
@@ -138,23 +158,30 @@ class PrefixScorer:
             the reward after each token. Shape: (len(ids),).
 
         Raises:
+            SequenceTooLong: more tokens than the model's positions.
             ValueError: no token.
         """
         ids = list(ids)
         if not ids:
             raise ValueError("ids [] is empty: give at least one token")
-        common = len(os.path.commonprefix([ids, self.ids]))
-        if common < len(self.ids):
-            self._cut(common)
-        if common < len(ids):
-            fresh = forward(self.model, [ids[common:]], 0, cache=self._cache, seen=common)[0]
-            self.rewards = np.concatenate([self.rewards[:common], fresh])
+        refuse_too_long(self.model.config, [len(ids)])
+        if self._steady is not None and len(ids) > self._steady:
+            self.rewards = forward_alone(self.model, ids)
+            self._cache, self._cached = DynamicCache(config=self.model.config), 0
+        else:
+            common = min(len(os.path.commonprefix([ids, self.ids])), self._cached)
+            if common < self._cached:
+                self._cut(common)
+            if common < len(ids):
+                fresh = forward(self.model, [ids[common:]], 0, cache=self._cache, seen=common)[0]
+                self.rewards = np.concatenate([self.rewards[:common], fresh])
+            self._cached = len(ids)
         self.ids = ids
         return self.rewards
 
     def _cut(self, length: int) -> None:
         try:
-            self._cache.crop(length - len(self.ids))  # minus the number of tokens to forget
+            self._cache.crop(length - self._cached)  # minus the number of tokens to forget
         except RuntimeError:  # a sliding window has dropped what lies before it
             self._cache = DynamicCache(config=self.model.config)
             if length:

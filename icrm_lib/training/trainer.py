@@ -18,6 +18,7 @@ from trl.trainer.utils import global_then_local_main_first
 from icrm_lib.generator import STATISTICS, columns
 from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
+from icrm_lib.language_model.positions import refuse_to_train
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import capture_head, reward_head
 from icrm_lib.tokenization import load_tokenizer, prepare_tokenizer, reads
@@ -62,6 +63,7 @@ class ICRMTrainer(RewardTrainer):
 
     Raises:
         ValueError: the data lack columns that the loss reads, or no LM head can be found for the text term.
+        SequenceTooLong: a ValueError; rows are longer than the model's positions, or than its RoPE can be trained on.
         FloatingPointError: while training, a loss or gradient is nan or infinite; the batch is saved in `failures`.
     """
 
@@ -116,6 +118,7 @@ class ICRMTrainer(RewardTrainer):
                 "the reward head is frozen, and it is random; wrap the model with modules_to_save=['score'], or pass "
                 "peft_config= and let the trainer wrap it"
             )
+        self._refuse_too_long()
         if reads(self.processing_class) == "closing":
             without_adapter(self.model).config.icrm_reads = "closing"  # for whoever loads it: see RewardModel
         self.lm_head = None
@@ -133,6 +136,14 @@ class ICRMTrainer(RewardTrainer):
         self.failures = failures or Path(self.args.output_dir)
         if type(self.data_collator) is DataCollatorForPreference:  # TRL's own choice
             self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
+
+    def _refuse_too_long(self) -> None:
+        """Raise where rows are longer than the model takes; the rows of a stream are not there yet."""
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        config, multiple = without_adapter(self.model).config, self.args.pad_to_multiple_of or 1
+        for name, dataset in {"train": self.train_dataset, **evaluated}.items():
+            if isinstance(dataset, Dataset):
+                refuse_to_train(config, dataset, ["chosen_ids", "rejected_ids"], name=name, multiple=multiple)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

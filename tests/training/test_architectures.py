@@ -161,7 +161,7 @@ def test_real_pairs_give_a_reward_model_from_scratch(real):
     model = real.reward_model("icrm")
     assert isinstance(model, RewardModel)
     conversations = talks(real.pairs["test"]) + talks(real.pairs["test"], "rejected")
-    scores = model.score(conversations)
+    scores = model.score(conversations, max_length=real.profile.data.max_length)
     assert scores.shape == (12,) and np.isfinite(scores).all() and np.ptp(scores) > 0
     assert real.reports[0].used == {split: len(rows) for split, rows in real.tokenized.items()}
     assert all(len(real.pairs[split]) == len(real.tokenized[split]) for split in SPLITS)

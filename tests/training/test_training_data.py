@@ -7,8 +7,10 @@ from datasets import Dataset
 from rows import assistant, good, user
 from transformers import AutoTokenizer
 
+from icrm_lib.language_model.positions import SequenceTooLong
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.training.collation import REFERENCE_COLUMNS, STEP_COLUMNS
+from tests.architectures import tiny_classifier
 
 BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
 
@@ -127,3 +129,20 @@ def test_values_of_tokens_go_with_tokens(make, raw):
     """Rows that are yet to be tokenised cannot have them."""
     with pytest.raises(ValueError, match="chosen_step_values.*tokenize_pairs"):
         make(raw(**dict.fromkeys(STEP_COLUMNS, [[1.0]] * 6)), **BT, loss="process")
+
+
+@pytest.mark.parametrize("settings", [BT, {"weighting": "uniform"}])
+def test_rows_that_the_model_cannot_be_trained_on_are_counted_and_refused(make, pairs, tokenizer, settings):
+    longest = [max(map(len, sides)) for sides in zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)]
+    limit = sorted(longest)[-3]
+    beyond = sum(length > limit for length in longest)
+    model = tiny_classifier("gpt2", vocab_size=len(tokenizer), n_positions=limit)
+    with pytest.raises(
+        SequenceTooLong, match=f"{beyond} of {len(pairs)} rows of the train dataset .*max_length={limit}"
+    ):
+        make(pairs, model=model, lora=False, **settings)
+    fitting = pairs.select([i for i, length in enumerate(longest) if length <= limit])
+    trainer = make(fitting, model=model, lora=False, **settings)
+    assert len(trainer.train_dataset) == len(pairs) - beyond
+    with pytest.raises(SequenceTooLong, match=f"{beyond} of {len(pairs)} rows of the others dataset"):
+        make(fitting, model=model, lora=False, extra={"eval_dataset": {"some": fitting, "others": pairs}}, **settings)
