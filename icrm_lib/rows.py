@@ -99,7 +99,11 @@ def _check_encoding(start: bytes, name: str) -> None:
     whole = start[: len(start) // 4 * 4]
     if not encoding.startswith("utf-8") and whole.decode(encoding, "ignore").lstrip().startswith(("{", "[")):
         encoding = encoding.upper()
-        raise ValueError(f"{name} is {encoding}, not UTF-8; convert it, for example with iconv -f {encoding} -t UTF-8")
+        its_name = re.sub("-([LB]E)$", r"\1", encoding)  # as iconv spells it
+        when = " once it is unpacked" * name.endswith(".gz")
+        raise ValueError(
+            f"{name} is {encoding}, not UTF-8; convert it, for example with iconv -f {its_name} -t UTF-8{when}"
+        )
 
 
 def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
