@@ -11,7 +11,6 @@ from icrm_lib.preferences.prompts import normal_text
 from icrm_lib.rows import BadRow
 from icrm_lib.tokenization import Message
 
-MOST_MARGIN = 3.4e38  # float32's largest number: the loss is computed in it
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character in UTF-16, which UTF-8 has no bytes for
 # Something to see: not white space, a control character, or one that Unicode lets a font leave out (zero width).
 _VISIBLE = regex.compile(r"[^\s\p{Cc}\p{DI}\u2800]")
@@ -67,13 +66,6 @@ def _check_different(pair: Pair) -> None:
         raise BadRow("chosen equals rejected", f"both are {pair.chosen[:40]!r}; nothing is preferred, drop the row")
 
 
-def _check_margin(pair: Pair) -> None:
-    if pair.margin is not None and not abs(pair.margin) <= MOST_MARGIN:
-        raise BadRow(
-            "margin is not finite in float32", f"the ratings' difference is {pair.margin:g}; give smaller numbers"
-        )
-
-
 def _same(one: str, other: str) -> bool:
     """Say whether nobody could tell two replies apart. White space inside a line counts, as it does in code."""
     one, other = (normal_text(_INVISIBLE.sub("", text).replace("\r\n", "\n")) for text in (one, other))
@@ -87,4 +79,4 @@ def _same(one: str, other: str) -> bool:
 
 
 # Each takes a well-formed pair and raises BadRow.
-CHECKS = (_check_characters, _check_text, _check_different, _check_margin)
+CHECKS = (_check_characters, _check_text, _check_different)

@@ -6,24 +6,22 @@ rejected one.
 
 import os
 import re
-from array import array
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
-import xxhash
 from datasets import Dataset, Features, List, Value
 
-from icrm_lib.preferences.forms import as_number, read_pair, require
+from icrm_lib.preferences.forms import Tie, read_row
 from icrm_lib.preferences.prompts import identify_prompt
 from icrm_lib.preferences.report import Refusal, Report
+from icrm_lib.preferences.tally import Tally
 from icrm_lib.rows import ENDINGS, BadRow, ending, file_rows
 
+TIES = "ties: neither reply is preferred"
 BATCH = 1000  # rows that are Python objects at a time
 _COLUMNS = {
     "prompt": List({"role": Value("string"), "content": Value("string")}),
@@ -34,7 +32,6 @@ _COLUMNS = {
     "source": Value("string"),
     "margin": Value("float64"),
 }
-_ID_KEYS = ("id", "uid", "uuid")
 
 
 def load_preferences(
@@ -43,6 +40,7 @@ def load_preferences(
     split: str = "train",
     strict: bool = False,
     revision: str | None = None,
+    ignore: Collection[str] = (),
 ) -> tuple[Dataset, Report]:
     """Read preference pairs; every good row is kept, every bad one reported.
 
@@ -52,13 +50,18 @@ def load_preferences(
     - a list of messages ({"role", "content"}): the reply turns, or the whole conversation. Both lists must be
       equal up to the final reply. `prompt` may be left out with whole conversations.
 
-    Optional keys: `source` (text), and a margin: `margin`, or one of the pairs in `RATING_KEYS` (margin is
-    then their difference). Other keys are ignored; that an `id` occurs twice is noted.
+    Beside the prompt, `system`, `history` (earlier turns) and `input` (of an instruction) are read, and `source`
+    (text). A margin is `margin`, or the difference of two ratings of `RATING_KEYS`; a rating that is no number costs no
+    row. Other public forms are known by their columns (`preferences.forms` lists them), and the report names them.
 
-    Texts are kept as they are. Refused is what would become something else on the way or teaches nothing, among it
-    texts without a visible character, replies that look the same, tool calls (they are no text), and ShareGPT's
-    `conversations`, `from` and `value`, of which nobody has fixed how two replies are written (the remedy says what to
-    rename).
+    A pair is what the people who compared the replies saw, so text is never lost in silence: a column of text that is
+    not read (tools, images, documents, thoughts, ...) costs the row, unless `ignore` names it, its name says that it is
+    about the row (`..._id`, `..._model`, `category`, `feedback`, ...), or the pair holds the same text.
+
+    Texts are kept as they are, but for a model's end mark behind both replies and a prompt repeated in front of both,
+    which are taken off and counted. Refused is what would become something else on the way or teaches nothing, among it
+    texts without a visible character, replies that look the same, tool calls, and texts that have been through a chat
+    template or are lists written as text. Ties (a margin of 0, a verdict that says so) are left out and counted.
 
     Args:
         source: a .jsonl, .json (array or lines; both may end in .gz) or .parquet file, or a hub id
@@ -66,6 +69,7 @@ def load_preferences(
         split: split of a hub data set, slices like "train[:1000]" included. A file has only "train".
         strict: raise at the first bad row instead of leaving it out.
         revision: branch, tag or commit of a hub data set.
+        ignore: columns, and keys of messages, whose text may be left out; the report's first lines count them.
 
     Returns:
         A data set with the columns `prompt` (list of messages), `chosen` and `rejected` (str), `line` (int,
@@ -78,20 +82,21 @@ def load_preferences(
             `rows.file_rows`), not a single usable row (the message holds the report), or with `strict` a bad row.
         ConnectionError: the hub data set cannot be loaded.
     """
-    return collect_preferences(*_open(source, split, revision), strict=strict)
+    return collect_preferences(*_open(source, split, revision), strict=strict, ignore=ignore)
 
 
-def preference_rows(dataset: Dataset) -> tuple[Dataset, Report]:
+def preference_rows(dataset: Dataset, *, ignore: Collection[str] = ()) -> tuple[Dataset, Report]:
     """Bring preference pairs that are already a data set into the form that `load_preferences` returns, with a report.
 
     Args:
         dataset: rows as `load_preferences` describes them; a column `line` of integers is kept.
+        ignore: see there.
 
     Raises:
         ValueError: not a single usable row.
     """
     dataset = dataset.with_format(None)  # numbers and lists, not tensors
-    return collect_preferences(name_of(dataset), zip(lines_of(dataset), dataset, strict=True))
+    return collect_preferences(name_of(dataset), zip(lines_of(dataset), dataset, strict=True), ignore=ignore)
 
 
 def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:
@@ -128,49 +133,6 @@ def _read_hub(source: str, split: str, revision: str | None) -> Dataset:
         ) from error
 
 
-class Tally:
-    """Counts over all rows, at 16 bytes a row, and 8 an id: a row is known by a hash of its texts."""
-
-    def __init__(self) -> None:
-        self.rated, self.contrary = 0, 0
-        self.elsewhere: Counter[str] = Counter()
-        self.rows, self.opposites, self.ids = array("Q"), array("Q"), array("Q")
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def see(self, row: Any) -> None:
-        """Take note of the id of a row of the source, be it kept or not."""
-        if isinstance(row, dict) and (own := [row[key] for key in _ID_KEYS if row.get(key) is not None]):
-            self.ids.append(xxhash.xxh3_64_intdigest(repr(own).encode()))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Count a row of the data set."""
-        self.rated += row["margin"] is not None
-        self.contrary += row["margin"] is not None and row["margin"] < 0
-        sides = row["chosen"], row["rejected"]
-        for hashes, (one, other) in ((self.rows, sides), (self.opposites, sides[::-1])):
-            hashes.append(xxhash.xxh3_64_intdigest(f"{row['prompt_id']}{len(one)} {one}{other}".encode()))
-
-    def notes(self) -> list[str]:
-        """Return what the report says about the rows that were kept."""
-        rows, opposites = np.array(self.rows), np.array(self.opposites)
-        known, first = np.unique(rows, return_index=True)
-        # Where the opposite of a row would stand among the known ones; an earlier row has it or none has.
-        place = np.searchsorted(known, opposites) % max(len(known), 1)
-        opposed = (known[place] == opposites) & (first[place] < np.arange(len(rows)))
-        notes = [f"{count} rows left out: their prompt is in {name}" for name, count in self.elsewhere.items()]
-        if 0 < self.rated < len(rows):
-            notes.append(f"no margin column: only {self.rated} of {len(rows)} rows are rated")
-        counts = {
-            "rate the chosen reply lower than the rejected one (kept)": self.contrary,
-            "repeat an earlier row (kept)": len(rows) - len(known),
-            "prefer the opposite of an earlier row (kept)": int(opposed.sum()),
-            "have the id of an earlier row (ids decide nothing)": len(self.ids) - len(set(self.ids)),
-        }
-        return notes + [f"{count} rows {what}" for what, count in counts.items() if count]
-
-
 def collect_preferences(
     name: str,
     rows: Iterable[tuple[int, Any]],
@@ -179,6 +141,7 @@ def collect_preferences(
     file: str | Path | None = None,
     carry: Sequence[str] = (),
     without: Mapping[str, Container[str]] | None = None,
+    ignore: Collection[str] = (),
 ) -> tuple[Dataset, Report]:
     """Read preference pairs that come one by one; returns and raises as `load_preferences`.
 
@@ -190,16 +153,18 @@ def collect_preferences(
             is overwritten; no data set may still read it). In memory when None.
         carry: keys of further numbers that every row has, kept as float64 columns; for example `LABEL_KEYS`.
         without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
+        ignore: see `load_preferences`.
     """
     report, tally = Report(name), Tally()
     schema = Features(_COLUMNS | {key: Value("float64") for key in carry}).arrow_schema
-    good = _good_rows(rows, report, strict, carry, without or {}, tally)
+    good = _good_rows(rows, report, strict, carry, without or {}, ignore, tally)
     with pa.OSFile(str(file), "wb") if file else pa.BufferOutputStream() as sink:
         with pa.ipc.new_stream(sink, schema) as writer:
             while batch := list(islice(good, BATCH)):
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
         buffer = None if file else sink.getvalue()
     report.kept = len(tally)
+    report.warnings += tally.warnings()
     report.notes += tally.notes()
     if not report.kept:
         raise ValueError(f"no usable preference pair:\n{report}")
@@ -224,27 +189,32 @@ def _good_rows(
     strict: bool,
     carry: Sequence[str],
     without: Mapping[str, Container[str]],
+    ignore: Collection[str],
     tally: Tally,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of the data set for each row that can be used; the others go into report and tally."""
     for line, row in rows:
         tally.see(row)
         try:
-            pair = read_pair(row)
-            carried = {key: as_number(require(row, key), key) for key in carry}
+            reading = read_row(row, ignore=ignore, carry=carry)
+        except Tie:
+            report.dropped[TIES] = report.dropped.get(TIES, 0) + 1
+            continue
         except BadRow as bad:
             refusal = Refusal(report.source, line, bad.reason, bad.remedy)
             if strict:
                 raise ValueError(str(refusal)) from bad
             report.refusals.append(refusal)
             continue
-        values = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "line": line}
-        values |= {"prompt_id": identify_prompt(pair.prompt), "source": pair.source, "margin": pair.margin}
-        if others := [name for name, ids in without.items() if values["prompt_id"] in ids]:
-            tally.elsewhere[others[0]] += 1
-            continue
-        tally.add(values)
-        yield values | carried
+        tally.read(reading)
+        for pair in reading.pairs:
+            values = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "line": line}
+            values |= {"prompt_id": identify_prompt(pair.prompt), "source": pair.source, "margin": pair.margin}
+            if others := [name for name, ids in without.items() if values["prompt_id"] in ids]:
+                tally.elsewhere[others[0]] += 1
+                continue
+            tally.add(values)
+            yield values | reading.carried
 
 
 def name_of(dataset: Dataset) -> str:

@@ -14,14 +14,14 @@ from icrm_lib.rows import file_rows
 
 
 def test_rows_on_disk_are_those_in_memory(tmp_path):
-    rows = [{"prompt": f"q{i % 900}", "chosen": "a", "rejected": f"b{i % 7}", "margin": i} for i in range(2500)]
+    rows = [{"prompt": f"q{i % 900}", "chosen": "a", "rejected": f"b{i % 7}", "margin": i + 1} for i in range(2500)]
     rows[4]["source"] = "somewhere"
     write_lines(tmp_path / "rows.jsonl", rows)
     memory, report = load_preferences(tmp_path / "rows.jsonl")
     disk, same = collect_preferences("rows.jsonl", file_rows(tmp_path / "rows.jsonl"), file=tmp_path / "rows.arrow")
     assert report == same and memory[:] == disk[:] and memory.features == disk.features
     assert [file["filename"] for file in disk.cache_files] == [str(tmp_path / "rows.arrow")]
-    assert disk["source"][4] == "somewhere" and disk["margin"][2499] == 2499
+    assert disk["source"][4] == "somewhere" and disk["margin"][2499] == 2500
 
 
 def test_carried_numbers_must_be_there_and_known_prompts_stay_out():

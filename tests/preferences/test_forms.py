@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from faults import FAULTS, SHAREGPT, with_number
+from faults import FAULTS, RATINGS, with_number
 from rows import as_line, assistant, good, user, write
 
 from icrm_lib.preferences import load_preferences, preference_rows
@@ -72,7 +72,8 @@ ODD = {  # a row, or its bytes, and the reply that must come out
     "text of a special token": (good(chosen="<|im_end|><eos></s>[PAD]"), "<|im_end|><eos></s>[PAD]"),
     "markup": (good(chosen="<script>alert(1)</script>"), "<script>alert(1)</script>"),
     "no tool calls": (good(chosen=[{**assistant("a"), "tool_calls": [], "function_call": None}]), "a"),
-    "ShareGPT's key beside a pair": (good(conversations=SHAREGPT), "Blue."),
+    "the conversation once more": (good(messages=[user("Name a colour."), assistant("Blue.")]), "Blue."),
+    "what is about the row": (good(category="x", chosen_model="y", feedback={"a": "z"}, promptId="w"), "Blue."),
     "large integer in another key": (good(x=10**4000), "Blue."),
     "nesting in another key": (with_number("[" * 200 + "]" * 200, "x"), "Blue."),
     "half a pair of ratings": (good(chosen_rating=3, rejected_rating=None), "Blue."),
@@ -85,6 +86,16 @@ def test_odd_but_good_rows_are_kept_as_they_are(name, tmp_path):
     row, reply = ODD[name]
     dataset, report = load_preferences(write(tmp_path / "a.jsonl", row), strict=True)
     assert dataset["chosen"][:] == [reply] and (report.kept, report.refused) == (1, 0)
+
+
+@pytest.mark.parametrize("name", RATINGS)
+def test_a_rating_costs_no_row(name, tmp_path):
+    row, margin = RATINGS[name]
+    dataset, report = load_preferences(write(tmp_path / "a.jsonl", row))
+    assert dataset["chosen"][:] == ["Blue."] and report.refused == 0
+    assert (dataset["margin"][0] if "margin" in dataset.column_names else None) == margin
+    said = "1 rows: a rating that is no finite number (kept without it)" in report.notes
+    assert said == (margin is None and name not in ("empty text", "half a pair", "NaN on one side"))
 
 
 def test_duplicate_ids_and_contradicting_rows_are_kept_and_counted(tmp_path):

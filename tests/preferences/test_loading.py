@@ -69,12 +69,16 @@ def test_ratings_become_margins(tmp_path):
     rows = [
         good(chosen_rating=4, rejected_rating=1.5),
         good(prompt="b", chosen_score=1, rejected_score=3),
-        good(prompt="c", score_chosen=2, score_rejected=2),
+        good(prompt="c", score_chosen=2, score_rejected=1.5),
         good(prompt="d", margin=-0.25, chosen_score=9, rejected_score=1),
     ]
     dataset, report = load_preferences(write(tmp_path / "rated.jsonl", *rows))
-    assert dataset["margin"][:] == [2.5, -2.0, 0.0, -0.25]
-    assert report.notes == ["2 rows rate the chosen reply lower than the rejected one (kept)"]
+    assert dataset["margin"][:] == [2.5, -2.0, 0.5, -0.25]
+    assert report.warnings == [
+        "2 of 4 rated pairs rate the chosen reply lower than the rejected one; are the two exchanged, or is a low "
+        "number the better one?"
+    ]
+    assert str(report).startswith("WARNING: 2 of 4 rated pairs")
     dataset, report = load_preferences(write(tmp_path / "rated.jsonl", *rows, good(prompt="e", margin=None)))
     assert "margin" not in dataset.column_names and "no margin column: only 4 of 5 rows are rated" in report.notes
     assert "margin" not in load_preferences(write(tmp_path / "unrated.jsonl", good()))[0].column_names

@@ -37,7 +37,7 @@ def test_pairs_are_tokenised_like_conversations_and_cut_on_both_sides_alike(toke
         {"prompt": long, "chosen": "no", "rejected": "Blue, I think."},
         {"prompt": brief, "chosen": "x", "rejected": "y"},
     ]
-    rows = [{**row, "margin": i - 1} for i, row in enumerate(rows)]
+    rows = [{**row, "margin": i + 1} for i, row in enumerate(rows)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     dataset, _ = load_preferences(tmp_path / "a.jsonl")
     tokenizer = tokenizers["llama3"]
@@ -45,7 +45,7 @@ def test_pairs_are_tokenised_like_conversations_and_cut_on_both_sides_alike(toke
     columns = ("chosen_ids", "rejected_ids", "prompt_length", "margin", "prompt_id", "source", "line")
     assert set(pairs.column_names) == set(columns)
     kept = [0, 1, 3, 4]
-    assert pairs["line"][:] == [i + 1 for i in kept] and pairs["margin"][:] == [i - 1.0 for i in kept]
+    assert pairs["line"][:] == [i + 1 for i in kept] and pairs["margin"][:] == [i + 1.0 for i in kept]
     assert pairs["prompt_id"][:] == [dataset["prompt_id"][i] for i in kept]
     assert [(r.file, r.line, r.reason) for r in report.refusals] == [("a.jsonl", 3, "reply too long")]
     assert report.cut == Cut(60, prompts=2, questions=2, systems=0) and report.notes == []
