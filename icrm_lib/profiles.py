@@ -57,7 +57,7 @@ class DataSettings:
 
     # "testbed", a JSONL/JSON/Parquet path, a hub id, or a name of `preferences.paper.RECIPES`
     preferences: Text = "testbed"
-    ignore: tuple[Text, ...] = ()  # columns of a file whose text may be left out (see `load_preferences`)
+    ignore: Text = ""  # columns of a file, separated by commas, whose text may be left out (see `load_preferences`)
     train_pairs: Size = 400  # at most; testbed: exactly
     validation_pairs: Count = 200
     test_pairs: Count = 500

@@ -75,7 +75,7 @@ def test_a_float_may_be_written_as_people_write_it(write, text, value):
         ("reward_modell:\n  margin: true", "unknown key 'reward_modell'; did you mean 'reward_model'"),
         ("data:\n  train_pair: 3", "unknown key 'train_pair'; did you mean 'train_pairs'"),
         ("data:\n  Max_Length: 3", "did you mean 'max_length'"),
-        ("data:\n  3: 3", "unknown key 3; known: preferences, train_pairs"),
+        ("data:\n  3: 3", "unknown key 3; known: preferences, ignore, train_pairs"),
         ("reward_model:\n  head: mpl", "mine.yaml: reward_model: head: unknown value 'mpl'; did you mean 'mlp'"),
         ("reward_model:\n  quantization: 8bit", "unknown value '8bit'; did you mean '4bit'"),
         ("generator:\n  kind: exct", "mine.yaml: generator: kind: unknown value 'exct'; did you mean 'exact'"),

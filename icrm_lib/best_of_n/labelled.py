@@ -5,24 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from icrm_lib.preferences.checks import check_characters, check_visible
-from icrm_lib.preferences.forms import check_roles, messages, require
+from icrm_lib.preferences.forms.columns import Row
+from icrm_lib.preferences.forms.messages import check_roles, messages
+from icrm_lib.preferences.forms.prompts import prompt_of, require
 from icrm_lib.preferences.prompts import identify_prompt, normal_text
 from icrm_lib.rows import BadRow, type_name
 from icrm_lib.tokenization import Conversation
 
-# Keys of what a reader of the prompt has before the eyes as well, and a reward model would not.
-_BESIDE = (
-    "system",
-    "system_prompt",
-    "history",
-    "instruction",
-    "input",
-    "context",
-    "documents",
-    "tools",
-    "image",
-    "images",
-)
 _OUTCOMES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -42,17 +31,16 @@ class Labelled:
 
 
 def read_labelled(row: Any) -> Labelled:
-    """Return a row {"prompt", "responses": [...], "correct": [...]} once every check holds; raises `BadRow`."""
+    """Return a row {"prompt", "responses": [...], "correct": [...]} once every check holds; raises `BadRow`.
+
+    What stands beside the prompt (`system`, `history`, `input`) belongs to it; other text is refused, see `forms`.
+    """
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
         raise BadRow("not a JSON object", f"found {type_name(row)}; write each row as {{...}}")
-    if beside := [key for key in _BESIDE if row.get(key)]:
-        raise BadRow(
-            f"{beside[0]!r} beside the prompt",
-            "the responses would be scored without it; write it into 'prompt', as a message or text, or drop the key",
-        )
-    prompt = messages(require(row, "prompt"), "prompt", "user")
+    row = Row(row)
+    prompt = prompt_of(row)
     responses, correct = (_listed(row, key) for key in ("responses", "correct"))
     if len(responses) != len(correct):
         raise BadRow(
@@ -67,11 +55,12 @@ def read_labelled(row: Any) -> Labelled:
             check_visible("prompt", message["content"])
     labelled = Labelled(prompt, responses, [_outcome(value) for value in correct])
     _check_consistent(labelled)
+    row.check_rest({text.strip() for text in [*responses, *(message["content"] for message in prompt)]})
     return labelled
 
 
-def _listed(row: dict, key: str) -> list:
-    if key not in row and isinstance(row.get(key.removesuffix("s")), str):
+def _listed(row: Row, key: str) -> list:
+    if key not in row.values and isinstance(row.values.get(key.removesuffix("s")), str):
         raise BadRow(
             f"missing key {key!r}",
             f"the row has one {key.removesuffix('s')!r}; write all responses to a prompt into one row, as lists "

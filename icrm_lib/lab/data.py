@@ -112,7 +112,9 @@ class Data:
 
     def _own_file(self) -> tuple[dict[str, Dataset], list[Report]]:
         name = self.profile.data.preferences
-        dataset, report = load_preferences(runtime.resolve_path(name) if is_file(name) else name, strict=self.strict)
+        ignore = [key.strip() for key in self.profile.data.ignore.split(",") if key.strip()]
+        options = {"strict": self.strict, "ignore": ignore}
+        dataset, report = load_preferences(runtime.resolve_path(name) if is_file(name) else name, **options)
         prompts = len(set(dataset["prompt_id"]))
         if prompts < LEAST_PROMPTS:
             raise ValueError(

@@ -5,6 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from rows import write
 
 from icrm_lib.best_of_n import load_outcomes
 
@@ -47,8 +48,7 @@ FAULTS = {
         {"prompt": "a", "response": "3", "correct": True},
         "write all responses to a prompt into one",
     ),
-    "a system prompt of its own": (changed(system="Add."), "'system' beside the prompt; the responses would be scored"),
-    "a context": (changed(context=["3 is a number."]), "'context' beside the prompt"),
+    "a context": (changed(context=["3 is a number."]), "text in 'context' would be lost"),
     "null": (changed(prompt=None), "'prompt' is null"),
     "no object": ([1], "not a JSON object"),
     "a prompt that ends with a reply": (changed(prompt=TALK[:2]), "roles do not alternate in 'prompt'"),
@@ -105,3 +105,10 @@ def test_a_file_without_a_row_and_no_file(tmp_path):
         load_outcomes(tmp_path / "a.jsonl")
     with pytest.raises(FileNotFoundError):
         load_outcomes(tmp_path / "b.jsonl")
+
+
+def test_what_belongs_to_the_prompt_is_part_of_it(tmp_path):
+    row = changed(system="Add.", history=[["1 + 1?", "2"]], models=["a", "b"])
+    frame, report = load_outcomes(write(tmp_path / "a.jsonl", row))
+    roles = [message["role"] for message in frame["conversation"][0]]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
