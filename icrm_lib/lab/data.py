@@ -119,7 +119,7 @@ class Data:
         if prompts < LEAST_PROMPTS:
             raise ValueError(
                 f"{name} has {prompts} distinct prompts; training, validation and test share none, so at least "
-                f"{LEAST_PROMPTS} are needed: add rows with other prompts"
+                f"{LEAST_PROMPTS} are needed: add rows with other prompts, or mend those that were refused\n{report}"
             )
         # What does not fit goes before the split, so that the shares are of what fits. But a tokenizer that learns from
         # a split comes after it; and a large file has the shares anyway, without every row being tokenised.

@@ -98,6 +98,13 @@ def test_a_split_without_rows_stops_only_who_asks_for_it(workspace, tmp_path):
         lost.reward_model("bt")
 
 
+def test_too_few_prompts_are_refused_with_the_report(workspace, tmp_path):
+    file = write_rows(tmp_path / "few.jsonl", 9, lambda i: False)
+    file.write_text(file.read_text() + '\n{"prompt": "a", "chosen": "b"}')
+    with pytest.raises(ValueError, match=r"9 distinct prompts.*add rows with other prompts(.|\n)*9 kept, 1 refused"):
+        _ = workspace(file).pairs
+
+
 def test_a_recipe_looks_at_no_more_rows_than_it_takes(model, monkeypatch, tmp_path):
     monkeypatch.setattr(tokens, "BLOCK", 10)
     for split, count in (("train", 60), ("val", 30)):
