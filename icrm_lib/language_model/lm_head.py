@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # Of the states that stand for a decoder's when logits are compared: large, so that a soft cap shows.
@@ -43,7 +43,16 @@ def lm_head_of(causal_lm: PreTrainedModel) -> LMHead:
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """Return the causal language model of a configuration without weights (on the meta device)."""
+    """Return the causal language model of a configuration without weights (on the meta device).
+
+    Raises:
+        ValueError: the architecture has none.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"transformers has no causal language model of type {config.model_type}, so there is no language-model head "
+            "to read; choose another model, or generator kind 'base' and sft_weight 0"
+        )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             copy.deepcopy(config), attn_implementation="eager", trust_remote_code=False

@@ -87,6 +87,20 @@ def refuse_too_long(config: PreTrainedConfig, lengths: Sequence[int]) -> None:
         )
 
 
+def trainable_length(config: PreTrainedConfig, multiple: int = 1) -> tuple[int | None, str]:
+    """Return how many tokens the rows of a training batch may have, None for any number, and why.
+
+    Args:
+        config: of the model.
+        multiple: batches are padded to a multiple of so many tokens.
+    """
+    limit, steady = position_limit(config), steady_length(config)
+    if steady is None or (limit is not None and limit <= steady):
+        return limit, "it has positions for no more"
+    reason = "with more, the RoPE frequencies of a row would depend on the longest one of its batch"
+    return steady - steady % multiple, reason
+
+
 def refuse_to_train(
     config: PreTrainedConfig, dataset: Dataset, columns: Sequence[str], *, name: str, multiple: int = 1
 ) -> None:
@@ -102,11 +116,7 @@ def refuse_to_train(
     Raises:
         SequenceTooLong: counts the rows, says why and what to set.
     """
-    limit, steady = position_limit(config), steady_length(config)
-    reason = "it has positions for no more"
-    if steady is not None and (limit is None or steady < limit):
-        limit = steady - steady % multiple
-        reason = "with more, the RoPE frequencies of a row would depend on the longest one of its batch"
+    limit, reason = trainable_length(config, multiple)
     if limit is None:
         return
     lengths = _lengths(dataset, columns)

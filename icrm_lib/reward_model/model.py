@@ -122,6 +122,8 @@ class RewardModel:
 
         Raises:
             tokenization.ResponseTooLong: a response alone is longer than `max_length`.
+            language_model.positions.SequenceTooLong: a conversation is longer than the model's positions and no
+                `max_length` cuts it.
             ValueError: no conversations that end with a reply, or another argument out of range; says which.
         """
         rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length)

@@ -105,6 +105,9 @@ class RewardStream:
         Args:
             text: the response so far, not empty.
             finished: the response ends here: add what the template writes behind it; the last reward is the score.
+
+        Raises:
+            language_model.positions.SequenceTooLong: prompt and response are longer than the model's positions.
         """
         row = tokenize_so_far(self._tokenizer, self._prompt, text, finished=finished)
         end = last_token(row.input_ids, self._pad_token_id) + 1 if finished else len(row.input_ids)

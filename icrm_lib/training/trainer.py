@@ -18,7 +18,7 @@ from trl.trainer.utils import global_then_local_main_first
 from icrm_lib.generator import STATISTICS, columns
 from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
-from icrm_lib.language_model.positions import refuse_to_train
+from icrm_lib.language_model.positions import SequenceTooLong, refuse_to_train, trainable_length
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import capture_head, reward_head
 from icrm_lib.tokenization import load_tokenizer, prepare_tokenizer, reads
@@ -138,12 +138,23 @@ class ICRMTrainer(RewardTrainer):
             self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
 
     def _refuse_too_long(self) -> None:
-        """Raise where rows are longer than the model takes; the rows of a stream are not there yet."""
+        """Raise where rows are longer than the model takes; those of a stream are looked at when they come."""
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         config, multiple = without_adapter(self.model).config, self.args.pad_to_multiple_of or 1
         for name, dataset in {"train": self.train_dataset, **evaluated}.items():
             if isinstance(dataset, Dataset):
                 refuse_to_train(config, dataset, ["chosen_ids", "rejected_ids"], name=name, multiple=multiple)
+        self.trainable_length = trainable_length(config, multiple)
+
+    def _refuse_long_batch(self, attention_mask: torch.Tensor) -> None:
+        limit, reason = self.trainable_length
+        if limit is not None and attention_mask.shape[1] > limit:  # only then the device is waited for
+            longest = int(attention_mask.sum(1).max())
+            if longest > limit:
+                raise SequenceTooLong(
+                    f"a row of the stream has {longest} tokens, more than the {limit} that the model can be trained on "
+                    f"({reason}); set max_length={limit} where rows are tokenised, or leave it out"
+                )
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -217,6 +228,7 @@ class ICRMTrainer(RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
         inputs.pop("line", None)
+        self._refuse_long_batch(inputs["attention_mask"])
         remainder = inputs.pop("epoch_remainder", None)
         if args.is_trl and remainder is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import TrainingArguments
+from transformers import T5Config, TrainingArguments
 
 from icrm_lib.generator import token_logprobs
 from icrm_lib.language_model.causal import padded, refuse_transformed_logits
@@ -88,5 +88,7 @@ def test_asking_for_logits_leaves_the_model_as_it_was():
 def test_architectures_that_cannot_be_asked_and_models_without_a_head_are_refused():
     with pytest.raises(ValueError, match="cannot tell how bert computes its logits"):
         refuse_transformed_logits(tiny_config("bert", is_decoder=True))
+    with pytest.raises(ValueError, match="no causal language model of type t5"):
+        refuse_transformed_logits(T5Config())
     with pytest.raises(ValueError, match="no language-model head"):
         lm_head_of(tiny_classifier("llama"))

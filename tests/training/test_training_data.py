@@ -146,3 +146,11 @@ def test_rows_that_the_model_cannot_be_trained_on_are_counted_and_refused(make, 
     assert len(trainer.train_dataset) == len(pairs) - beyond
     with pytest.raises(SequenceTooLong, match=f"{beyond} of {len(pairs)} rows of the others dataset"):
         make(fitting, model=model, lora=False, extra={"eval_dataset": {"some": fitting, "others": pairs}}, **settings)
+
+
+def test_a_row_of_a_stream_that_is_too_long_stops_the_training(make, pairs, tokenizer):
+    limit = max(map(len, pairs["chosen_ids"])) - 1
+    model = tiny_classifier("gpt2", vocab_size=len(tokenizer), n_positions=limit)
+    trainer = make(pairs.to_iterable_dataset(), model=model, lora=False, weighting="uniform", max_steps=20)
+    with pytest.raises(SequenceTooLong, match=f"a row of the stream .*more than the {limit} .*max_length={limit}"):
+        trainer.train()
