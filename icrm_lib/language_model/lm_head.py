@@ -50,8 +50,8 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"transformers has no causal language model of type {config.model_type}, so there is no language-model head "
-            "to read; choose another model, or generator kind 'base' and sft_weight 0"
+            f"transformers has no causal language model of type {config.model_type}, so there is no language-model "
+            "head to read; choose another model, or generator kind 'base' and sft_weight 0"
         )
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
