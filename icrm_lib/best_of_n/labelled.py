@@ -1,6 +1,7 @@
 """A row of responses of which each is known to be right or wrong, read and checked as preference rows are."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from icrm_lib.preferences.prompts import identify_prompt, normal_text
 from icrm_lib.rows import BadRow, type_name
 from icrm_lib.tokenization import Conversation
 
+# What judges the responses or names where they come from: nobody had it before writing one.
+_REFERENCE = re.compile(r"(.*_)?(answers?|solutions?|gold|truth|targets?|references?|predictions?|generators?|subject)")
 _OUTCOMES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -30,16 +33,17 @@ class Labelled:
             yield (prompt, normal_text(response.replace("\r\n", "\n"))), right
 
 
-def read_labelled(row: Any) -> Labelled:
+def read_labelled(row: Any, ignore: Collection[str] = ()) -> Labelled:
     """Return a row {"prompt", "responses": [...], "correct": [...]} once every check holds; raises `BadRow`.
 
-    What stands beside the prompt (`system`, `history`, `input`) belongs to it; other text is refused, see `forms`.
+    What stands beside the prompt (`system`, `history`, `input`) belongs to it; other text is refused, see `forms`,
+    unless `ignore` names its key or the name says that it is a reference (`answer`, `gold_solution`, ...).
     """
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
         raise BadRow("not a JSON object", f"found {type_name(row)}; write each row as {{...}}")
-    row = Row(row)
+    row = Row(row, [*ignore, *filter(_REFERENCE.fullmatch, row)])
     prompt = prompt_of(row)
     responses, correct = (_listed(row, key) for key in ("responses", "correct"))
     if len(responses) != len(correct):

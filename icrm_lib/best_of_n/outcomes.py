@@ -1,6 +1,6 @@
 """What picks are worth: exactly over all subsets of the candidates, under a judge, where the answer is known."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,16 +88,18 @@ def win_tie_lose(ours: np.ndarray, theirs: np.ndarray, *, margin: float = 0.0) -
     return dict(zip(("win", "tie", "lose"), means_over_prompts(hits), strict=True))
 
 
-def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+def load_outcomes(path: str | Path, *, ignore: Collection[str] = ()) -> tuple[pd.DataFrame, list[str]]:
     """Read responses with known outcomes: JSON lines {"prompt", "responses": [...], "correct": [...]}.
 
     `prompt` is a text or a list of messages that ends with the user's turn, a response a text, an outcome true or
     false (or 1 or 0). Texts are checked as `preferences.load_preferences` does. A prompt may have several rows; one
-    that calls a response wrong which an earlier row calls right, or the other way round, is refused. So is a row with
-    text beside the prompt (`system`, `context`, ...) that a reward model would not read; other keys are ignored.
+    that calls a response wrong which an earlier row calls right, or the other way round, is refused. What stands beside
+    the prompt (`system`, `history`, `input`) belongs to it; other text that a reward model would not read costs the
+    row, unless its key is about the row (`source`, `answer`, `solution`, ...) or in `ignore`.
 
     Args:
         path: a file with one of the endings of `rows.file_rows`.
+        ignore: keys whose text may be left out.
 
     Returns:
         one row a response (`prompt` index, `index`, `conversation`, `response`, `correct`), and what was refused, one
@@ -112,7 +114,7 @@ def load_outcomes(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     rows, refused, known, prompts = [], [], {}, 0
     for line, row in file_rows(path, name):
         try:
-            labelled = read_labelled(row)
+            labelled = read_labelled(row, ignore)
             _check_against(known, labelled)
         except BadRow as fault:
             refused.append(f"{name}:{line}: {fault}")

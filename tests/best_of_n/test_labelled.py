@@ -83,6 +83,20 @@ def test_every_form_of_prompt_and_outcome_is_read(prompt, correct, tmp_path):
     assert frame["conversation"].tolist() == [[*talk, {"role": "assistant", "content": text}] for text in ("2", "3")]
 
 
+ABOUT = {"answer": "18", "gold_solution": "1 and 1 is 2.", "subject": "Algebra", "id": "a-1", "generator": ["a", "b"]}
+
+
+def test_references_are_no_part_of_the_prompt_and_other_text_only_by_name(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(GOOD | ABOUT))
+    plain, refused = load_outcomes(path)
+    assert len(plain) == 2 and refused == []
+    path.write_text(json.dumps(GOOD | {"context": "Numbers are even."}))
+    with pytest.raises(ValueError, match=r"text in 'context' would be lost.*ignore=\('context',\)"):
+        load_outcomes(path)
+    assert load_outcomes(path, ignore=("context",))[0].equals(plain)
+
+
 def test_parquet_gives_the_same_as_lines(tmp_path):
     rows = [GOOD | {"id": 1, "answer": "2", "system": ""}, changed(id=2, answer="3", system=None)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
