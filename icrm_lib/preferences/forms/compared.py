@@ -8,7 +8,7 @@ from icrm_lib.preferences.forms.columns import Row
 from icrm_lib.preferences.forms.messages import messages
 from icrm_lib.preferences.forms.prompts import prompt_of
 from icrm_lib.preferences.forms.ratings import Tie, as_number, is_tie
-from icrm_lib.preferences.forms.sides import Sides, _sides
+from icrm_lib.preferences.forms.sides import Sides, sides_of
 from icrm_lib.rows import BadRow, type_name
 from icrm_lib.tokenization import Message
 
@@ -153,7 +153,7 @@ def _prompt(row: Row, form: Form) -> list[Message]:
 
 
 def _ordered(first: list[Message], second: list[Message], verdict: Verdict) -> Sides:
-    return _sides(first, second) if verdict.first else _sides(second, first)
+    return sides_of(first, second) if verdict.first else sides_of(second, first)
 
 
 # Forms with columns of their own

@@ -47,7 +47,7 @@ def swift(row: Row) -> list[Sides]:
         check_roles(other, "rejected_messages")
     else:
         other = [*turns[:-1], *messages(row.get("rejected_response"), "rejected_response", "assistant", row.ignore)]
-    return [_sides(turns, other)]
+    return [sides_of(turns, other)]
 
 
 def keys_of(row: Row) -> tuple[str, str] | None:
@@ -123,7 +123,7 @@ def _continues(prompt: list[Message], turns: list[Message]) -> bool:
     return len(said) == 1 and " ".join(said[0]["content"].split()) == together
 
 
-def _sides(turns: list[Message], other: list[Message]) -> Sides:
+def sides_of(turns: list[Message], other: list[Message]) -> Sides:
     if turns[:-1] != other[:-1]:
         raise BadRow(
             "chosen and rejected have different prompts",
