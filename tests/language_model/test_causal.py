@@ -1,5 +1,7 @@
 """Batches of like length, and a token loss that never holds N x V."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,19 @@ def test_token_loss_and_gradients_equal_the_full_softmax(n, dtype, tolerance):
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_a_heads_bias_is_part_of_the_softmax(dtype, tolerance, reduction):
+    hidden, lm_head, targets = parts(ROWS_PER_CHUNK + 7, 61, 8, dtype)
+    bias = torch.linspace(-3, 3, 61).requires_grad_()  # of another type than the states, as under autocast
+    got = token_nll(hidden, lm_head, targets, bias=bias, reduction=reduction)
+    gradients = torch.autograd.grad(got.float().mean(), (hidden, lm_head, bias))
+    exact = [value.detach().double().requires_grad_() for value in (hidden, lm_head, bias)]
+    want = F.cross_entropy(exact[0] @ exact[1].T + exact[2], targets, reduction=reduction)
+    for a, b in zip((got, *gradients), (want, *torch.autograd.grad(want.mean(), exact)), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
 def test_token_loss_takes_a_head_of_another_type():
     hidden, lm_head, targets = parts(9, 61, 8)
     got = token_nll(hidden.to(torch.bfloat16), lm_head, targets)
@@ -96,6 +111,7 @@ def test_nothing_of_size_n_by_v_is_saved_or_made():
     saved, made = elements_saved_and_made(token_nll, n, v)
     assert saved < n * v // 10
     assert 0 < made <= ROWS_PER_CHUNK * v
+    assert elements_saved_and_made(partial(token_nll, bias=torch.zeros(v)), n, v) == (saved, made)
 
     def plain(hidden, lm_head, targets):
         return F.cross_entropy(hidden @ lm_head.T, targets, reduction="none")
