@@ -157,9 +157,40 @@ FAULTS = {name: (raw, "JSON syntax error", word) for name, (raw, word) in SYNTAX
     "thinking beside a reply": (
         good(chosen=[{**assistant("a"), "thinking": "so"}]),
         "text in 'thinking' of a message in 'chosen' would be lost",
-        "write it into 'content'",
+        "write it into the prompt",
     ),
     "a conversation beside a pair": (good(conversations=SHAREGPT), "text in 'conversations' would be lost", "ignore"),
+    "a task that is an instruction": (good(task="Translate into French:"), "text in 'task' would be lost", "ignore="),
+    "a source that is a passage": (
+        good(prompt_source="A whole passage that the prompt is about."),
+        "text in 'prompt_source' would be lost",
+        "ignore=",
+    ),
+    "a system prompt in metadata": (
+        good(metadata={"system": "Be brief."}),
+        "text in 'metadata' would be lost",
+        "ignore",
+    ),
+    "two columns": (good(passage="It is six.", documents=["x y"]), "text in 'documents' would be lost", "'passage'"),
+    "a system prompt of each reply": (
+        {
+            "instruction": "a",
+            "completions": [{"response": r, "score": s, "system": "z"} for r, s in (("b", 1), ("c", 2))],
+        },
+        "text in 'system' of 'completions' would be lost",
+        "ignore=('system',)",
+    ),
+    "a null turn": (
+        {"prompt": '["a", "b"]', "response_a": '["c", null]', "response_b": '["c", "d"]'}
+        | {"winner_model_a": 1, "winner_model_b": 0},
+        "a turn of 'response_a' is null",
+        "turn 2 of 2",
+    ),
+    "a prompt in both replies": (
+        sides("Q: Name a colour. A: Blue.", "Q: Name a colour. A: Egg."),
+        "missing key 'prompt'",
+        "both replies begin with 'Q: Name a colour. A: '",
+    ),
     # formatted text
     "a templated prompt": (
         good(prompt="<|im_start|>user\nHi<|im_end|>\n"),

@@ -76,6 +76,12 @@ def merge(adapter: Adapter, model: PreTrainedModel, *, has: Collection[str] = ()
         adapter.config.task_type = None  # its decoder has the layers of ours, whatever its head is for
         adapter.config.modules_to_save = [m for m in adapter.config.modules_to_save or [] if m not in has] or None
     adapter.config.inference_mode = True
+    shapes = saved_shapes(adapter.folder)
+    embeddings = model.get_input_embeddings()
+    own = next(name for name, module in model.named_modules() if module is embeddings)
+    rows = [shape[0] for name, shape in shapes.items() if name.endswith(f".{own}.weight")]
+    if rows and rows[0] != embeddings.num_embeddings:  # tokens were added before the training
+        model.resize_token_embeddings(rows[0], mean_resizing=False)
     try:
         with quiet_report():
             whole = PeftModel.from_pretrained(model, str(adapter.folder), config=adapter.config)
@@ -85,9 +91,9 @@ def merge(adapter: Adapter, model: PreTrainedModel, *, has: Collection[str] = ()
             f"({str(error).strip().splitlines()[-1].strip():.200}); give the base model that it was trained on"
         ) from error
     expected = set(get_peft_model_state_dict(whole, save_embedding_layers=False))
-    saved = {name for name in saved_shapes(adapter.folder) if "lm_head" not in name and "v_head" not in name}
+    saved = {name for name in shapes if "lm_head" not in name and "v_head" not in name}
     missing = sorted(name for name in expected - saved if not any(f".{module}." in name for module in has))
-    extra = sorted(name for name in saved - expected if ".embed_tokens." not in name)
+    extra = sorted(name for name in saved - expected if not name.endswith(f".{own}.weight"))
     if missing or extra:
         fault = f"lacks {missing[0]}" if missing else f"holds {extra[0]}, which has no place"
         raise ValueError(
@@ -95,7 +101,13 @@ def merge(adapter: Adapter, model: PreTrainedModel, *, has: Collection[str] = ()
             "the base model that it was trained on, or save the adapter whole (a reward head with "
             "modules_to_save=['score'])"
         )
-    return whole.merge_and_unload()
+    try:
+        return whole.merge_and_unload()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"the adapter {adapter.folder.name} cannot be merged ({str(error).strip().splitlines()[0]:.200}); train it "
+            "without what stands in the way, or merge it where it was trained"
+        ) from error
 
 
 def merged_adapter(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 # For every `from_pretrained` of a configuration or tokenizer. Left out, transformers would ask at the terminal whether
@@ -41,6 +41,8 @@ def model_folder(path: str | Path, *, revision: str | None = None) -> Path:
     Raises:
         FileNotFoundError: no such directory, or a hub id that cannot be fetched and was not before.
     """
+    if not isinstance(path, str | Path):
+        raise FileNotFoundError(f"no directory {path!r}; give the directory of a model or a hub id (owner/name)")
     if str(path).strip() and Path(path).is_dir():
         return Path(path)
     if not isinstance(path, str) or path.count("/") > 1 or path.startswith((".", "/", "~")) or not path.strip():
@@ -90,7 +92,7 @@ def saved_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor of a model or adapter in a local directory, without reading them."""
     shapes = {}
     for file in _weight_files(Path(path)):
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
     return shapes
 
@@ -99,10 +101,26 @@ def saved_tensors(path: str | Path, names: Collection[str] | None = None) -> dic
     """Read the tensors of a model or adapter in a local directory, or those of them that are named."""
     tensors = {}
     for file in _weight_files(Path(path)):
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             wanted = [name for name in opened.keys() if names is None or name in names]  # noqa: SIM118 (no mapping)
             tensors |= {name: opened.get_tensor(name) for name in wanted}
     return tensors
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file.name} of {file.parent.name} cannot be read ({error}); copy or download it again"
+        ) from error
+
+
+def has_usual_names(folder: Path) -> bool:
+    """Whether a directory's weights are in files that transformers finds."""
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -69,7 +69,7 @@ def load_preferences(
         split: split of a hub data set, slices like "train[:1000]" included. A file has only "train".
         strict: raise at the first bad row instead of leaving it out.
         revision: branch, tag or commit of a hub data set.
-        ignore: columns, and keys of messages, whose text may be left out; the report's first lines count them.
+        ignore: columns, and keys of messages, that are left out, text or not; the report's first lines count them.
 
     Returns:
         A data set with the columns `prompt` (list of messages), `chosen` and `rejected` (str), `line` (int,
@@ -155,6 +155,9 @@ def collect_preferences(
         without: name -> prompt ids; rows with such a prompt are left out, and a note says how many of each name.
         ignore: see `load_preferences`.
     """
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    if needed := sorted({"prompt", "chosen", "rejected"} & set(ignore)):
+        raise ValueError(f"ignore= names {needed[0]!r}, without which there is no pair; name columns beside the pair")
     report, tally = Report(name), Tally()
     schema = Features(_COLUMNS | {key: Value("float64") for key in carry}).arrow_schema
     good = _good_rows(rows, report, strict, carry, without or {}, ignore, tally)
@@ -165,7 +168,7 @@ def collect_preferences(
         buffer = None if file else sink.getvalue()
     report.kept = len(tally)
     report.warnings += tally.warnings()
-    report.notes += tally.notes()
+    report.notes += tally.notes(ignore)
     if not report.kept:
         raise ValueError(f"no usable preference pair:\n{report}")
     return open_preferences(file or buffer, name), report

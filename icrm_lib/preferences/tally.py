@@ -2,6 +2,7 @@
 
 from array import array
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,16 @@ class Tally:
     def _is_reversed(self) -> bool:
         return self.contrary > MUCH_REVERSED * self.rated
 
-    def notes(self) -> list[str]:
-        """Return what the report says about the rows that were kept."""
+    def notes(self, ignored: Collection[str] = ()) -> list[str]:
+        """Return what the report says about the rows that were kept; `ignored` are the columns that might be left "
+        "out."""
         rows, opposites = np.array(self.rows), np.array(self.opposites)
         known, first = np.unique(rows, return_index=True)
         # Where the opposite of a row would stand among the known ones; an earlier row has it or none has.
         place = np.searchsorted(known, opposites) % max(len(known), 1)
         opposed = (known[place] == opposites) & (first[place] < np.arange(len(rows)))
         notes = [self._form(form) for form in self.forms if form]
+        notes += [f"ignore= names {key!r}, which held no text" for key in ignored if key not in self.left_out]
         notes += [f"{count} rows left out: their prompt is in {name}" for name, count in self.elsewhere.items()]
         notes += [f"{count} rows: {remark}" for remark, count in self.remarks.items()]
         if 0 < self.rated < len(rows):

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 _TALK = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
 
 
-def adopt_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def adopt_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
     """Make configuration and tokenizer name one padding token, the configuration's: it decides where the score stands.
 
     A model without one is read at the very last token, alone; it gets a padding token that its conversations never end
@@ -20,11 +20,13 @@ def adopt_padding(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
 
     Args:
         config: of the model; changed where it names no padding token.
+        rows: number of the model's embeddings.
         tokenizer: an adopted one; its padding token is changed where it is another one.
     """
     text_config = config.get_text_config()
     end = tokenize_conversation(tokenizer, _TALK).input_ids[-1]
-    if text_config.pad_token_id is None:
+    given = text_config.pad_token_id
+    if given is None or not 0 <= given < rows:  # -1, as conversions of Llama 1 have it, is none
         candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(tokenizer)))
         text_config.pad_token_id = next(i for i in candidates if i not in (None, end))
     pad = text_config.pad_token_id

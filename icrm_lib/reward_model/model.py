@@ -19,6 +19,7 @@ from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, 
 from icrm_lib.tokenization import (
     Conversation,
     adopt_tokenizer,
+    checked_conversation,
     checked_conversations,
     load_tokenizer,
     prepare_tokenizer,
@@ -62,7 +63,7 @@ class RewardModel:
             model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         else:
             self.tokenizer = adopt_tokenizer(tokenizer)
-            adopt_padding(model.config, self.tokenizer)
+            adopt_padding(model.config, self.tokenizer, rows)
 
     @classmethod
     def from_pretrained(
@@ -147,7 +148,10 @@ class RewardModel:
         Returns:
             float32 array of raw rewards. Shape: (N,).
         """
+        scoring.check_ids(self.model, rows)
         places = [self._place(row) for row in rows]
+        if prompt_lengths is not None and len(prompt_lengths) != len(rows):
+            raise ValueError(f"{len(rows)} rows but {len(prompt_lengths)} prompt_lengths; give one for each row")
         shared = [0] * len(rows) if prompt_lengths is None else list(map(min, prompt_lengths, places))
         rewards = self.token_scores(rows, places, batch_size=batch_size, shared=shared)
         return np.array([values[0] for values in rewards], dtype=np.float32)
@@ -165,8 +169,11 @@ class RewardModel:
         shared: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """Read the rewards at the tokens of each row from a position on; arguments, result: `scoring.token_scores`."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; give 1 or more, or None for as many as fit")
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise ValueError(f"batch_size is {batch_size!r}; give 1 or more, or None for as many as fit")
+        scoring.check_ids(self.model, rows)
+        if len(starts) != len(rows) or not all(0 <= start < len(row) for start, row in zip(starts, rows, strict=True)):
+            raise ValueError("starts must be one position inside each row; give the first token asked for, from 0")
         pad = self.model.config.get_text_config().pad_token_id
         return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
 
@@ -181,6 +188,12 @@ class RewardModel:
         Returns:
             float32 array of raw rewards. Shape: (N,).
         """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("texts must be a list of texts, the responses so far; put a single one in a list")
+        if len(finished) != len(texts):
+            raise ValueError(f"{len(texts)} texts but {len(finished)} entries of finished; give one for each text")
+        template = self.tokenizer.get_chat_template()
+        prompt = checked_conversation(prompt, template, "the prompt", reply=False)
         rows = [
             tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
             for text, whole in zip(texts, finished, strict=True)

@@ -112,6 +112,20 @@ def forward_alone(model: PreTrainedModel, row: list[int]) -> np.ndarray:
     return forward(model, [row], 0)[0]
 
 
+def check_ids(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless every row is a list of token ids that the model has embeddings for."""
+    if isinstance(rows, str) or not all(isinstance(row, Sequence | np.ndarray) for row in rows):
+        raise ValueError("rows must be a list of lists of token ids; put a single one in a list")
+    limit = model.get_input_embeddings().num_embeddings
+    for number, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"row {number} has no token; leave it out")
+        ids = np.asarray(row)
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= limit:
+            wrong = next((i for i in row if not isinstance(i, int | np.integer) or not 0 <= i < limit), row[0])
+            raise ValueError(f"row {number} holds {wrong!r}; token ids are whole numbers from 0 to {limit - 1}")
+
+
 def last_token(ids: Sequence[int], pad_token_id: int | None) -> int:
     """Return where `transformers` reads the score of a sequence: the last position that is not padding.
 

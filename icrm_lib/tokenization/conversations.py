@@ -67,9 +67,9 @@ def tokenize_conversations(
     offsets: bool = False,
 ) -> list[Tokenized]:
     """Tokenise many conversations at once, a prompt that several share only once; see `tokenize_conversation`."""
-    if max_length is not None and max_length < 2:
+    if max_length is not None and not (isinstance(max_length, int) and max_length >= 2):
         raise ValueError(
-            f"max_length is {max_length}; at least 2 tokens are needed, one of the prompt and one of the reply"
+            f"max_length is {max_length!r}; at least 2 tokens are needed, one of the prompt and one of the reply"
         )
     encoder, results = encoder_for(tokenizer), []
     talks = checked_conversations(conversations, tokenizer.get_chat_template())

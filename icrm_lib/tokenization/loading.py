@@ -26,11 +26,21 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrain
     Args:
         path: local directory or hub id.
         revision: of the hub id.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
     """
     path = str(path)
     found = cached_file(path, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     tokenizer_class = TokenizersBackend if found else AutoTokenizer
-    return tokenizer_class.from_pretrained(path, revision=revision, trust_remote_code=False)
+    try:
+        return tokenizer_class.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{Path(path).name} has no tokenizer that can be loaded ({reason:.200}); save the tokenizer beside the "
+            "model (tokenizer.json, tokenizer_config.json)"
+        ) from error
 
 
 def check_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:

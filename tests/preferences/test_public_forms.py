@@ -107,6 +107,8 @@ FORMS = {
     "prompter": (good(prompt=[{"role": "prompter", "content": ASK}]), QUESTION, "", None),
     "win and lose": ({"instruction": ASK, "response_w": BLUE, "response_l": EGG}, QUESTION, "response_w", None),
     "stack-exchange": ({"question": ASK, "response_j": BLUE, "response_k": EGG}, QUESTION, "response_j", None),
+    "OpenRLHF, context_messages": (sided(BLUE, EGG, context_messages=MANY), MANY, "", None),
+    "OffsetBias": ({"instruction": ASK, "output_1": EGG, "output_2": BLUE, "label": 2}, QUESTION, "OffsetBias", None),
     "SHP": (
         {
             "history": ASK,
@@ -246,7 +248,7 @@ def test_rows_of_several_replies_give_every_pair(name, tmp_path):
     assert list(zip(dataset["chosen"], dataset["rejected"], strict=True)) == pairs and report.kept == len(pairs)
     assert dataset["line"][:] == [1] * len(pairs)
     if name == "one of them bad":
-        assert report.notes == ["1 rows: a pair left out of several in a row: empty text in 'rejected'"]
+        assert report.notes == ["1 rows: pairs left out of several in a row: empty text in 'rejected'"]
 
 
 TIES = {
@@ -285,6 +287,34 @@ def test_columns_are_left_out_when_named_and_counted_first(tmp_path):
     assert preference_rows(Dataset.from_list(rows[:2]), ignore=("context",))[1].kept == 2
 
 
+def test_a_named_column_is_not_read_even_if_it_belongs_to_the_prompt(tmp_path):
+    path = write(tmp_path / "a.jsonl", good(system="Be brief."))
+    dataset, report = load_preferences(path, ignore="system")
+    assert dataset["prompt"][:] == [QUESTION] and report.warnings
+    _, report = load_preferences(path, ignore=("nothere",))
+    assert report.notes == ["ignore= names 'nothere', which held no text"]
+    with pytest.raises(ValueError, match="ignore= names 'chosen', without which there is no pair"):
+        load_preferences(path, ignore=("chosen",))
+
+
+def test_remarks_about_the_replies_are_noted(tmp_path):
+    _, report = load_preferences(write(tmp_path / "a.jsonl", good(feedback="The first one names a colour: good.")))
+    assert report.notes == ["1 rows: remarks about the replies in 'feedback', which are not read"]
+
+
+def test_scores_that_contradict_each_other_are_said(tmp_path):
+    shp = {"history": ASK, "human_ref_A": BLUE, "human_ref_B": EGG, "labels": 1, "score_A": 2, "score_B": 9}
+    dataset, report = load_preferences(write(tmp_path / "a.jsonl", shp))
+    assert dataset["chosen"][:] == [BLUE] and "1 rows: the scores contradict the verdict (kept)" in report.notes
+    known = [{"response": EGG, "overall_score": 85.0, "fine-grained_score": 2.0}]
+    known += [{"response": r, "overall_score": s, "fine-grained_score": s} for r, s in ((BLUE, 8.5), ("Salt.", 1.0))]
+    known += [{"response": "Sand.", "overall_score": "N/A"}]
+    dataset, report = load_preferences(write(tmp_path / "b.jsonl", {"instruction": ASK, "completions": known}))
+    assert sorted(zip(dataset["chosen"], dataset["rejected"], strict=True)) == [(BLUE, "Salt."), (EGG, "Salt.")]
+    notes = "\n".join(report.notes)
+    assert "two scores of a pair of replies contradict each other" in notes and "a reply left out of several" in notes
+
+
 def test_mostly_reversed_rows_are_announced_first(tmp_path):
     rows = [good(prompt=f"{i}?", chosen_score=i % 4, rejected_score=2.5) for i in range(8)]  # 6 of 8 lower
     _, report = load_preferences(write(tmp_path / "a.jsonl", *rows))
@@ -305,6 +335,10 @@ CLEANED = {
     "end marks and spaces": (
         good(chosen="Blue. </s>\n", rejected="Egg.</s>"),
         "</s> taken off the end of both replies",
+    ),
+    "two end marks": (
+        good(chosen="Blue.<|endoftext|>", rejected="Egg.</s>"),
+        "<|endoftext|> or </s> taken off the end of both replies",
     ),
     "the prompt once more": (
         good(chosen=f"{ASK} Blue.", rejected=f"{ASK}\nEgg."),
@@ -330,6 +364,7 @@ KEPT = [
     good(chosen="### Response: Blue.", rejected="Egg."),
     good(chosen="Name a colour. I cannot.", rejected="Egg."),
     good(chosen="Some <s>struck</s>", rejected="Egg."),
+    good(chosen="Some <s>struck</s>", rejected="An <s>egg</s>"),
 ]
 
 

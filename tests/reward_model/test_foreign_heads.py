@@ -149,7 +149,9 @@ def test_value_heads_of_every_architecture(kind, tmp_path):
     causal.save_pretrained(tmp_path / "m")
     layout.tokenizer.save_pretrained(tmp_path / "m")
     tensors = {f"pretrained_model.{name}": t for name, t in load_file(tmp_path / "m/model.safetensors").items()}
-    if kind == "llama":  # which older versions saved
+    if kind == "gpt2":  # which older versions saved
+        tensors["pretrained_model.transformer.h.0.attn.bias"] = torch.ones(1, 1, 128, 128, dtype=torch.bool)
+    if kind == "llama":
         tensors["pretrained_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(tensors | named(layout.linear, "v_head.summary"), tmp_path / "m/model.safetensors")
     check(tmp_path / "m", layout.right(layout.linear), tmp_path)
@@ -243,6 +245,56 @@ def test_missing_other_and_superfluous_weights_are_named(tmp_path):
     wide = {"model.norm.weight": torch.ones(31)}
     save_file(tensors | wide, folder / "model.safetensors")
     refused(folder, r"model\.norm\.weight is of another shape than Llama")
+
+
+@pytest.mark.parametrize("name", ["score.norm.weight", "v_head.dense.weight"])
+@pytest.mark.parametrize("prefix", [None, ""])
+def test_a_tensor_more_in_a_head_is_refused(prefix, name, tmp_path):
+    layout = Layout()
+    head = named(layout.linear, name.split(".")[0], bias=False) | {name: torch.ones(32)}
+    refused(layout.save(tmp_path / "m", head, prefix), f"{name}' beside decoder|{name}.* without a place")
+
+
+def test_a_padding_id_that_is_no_token_is_none_or_named(tmp_path):
+    layout = Layout()
+    head = named(layout.linear, "score", bias=False)
+    check(
+        layout.save(tmp_path / "m", head, pad_token_id=-1), layout.right({"weight": layout.linear["weight"]}), tmp_path
+    )
+    refused(layout.save(tmp_path / "n", head, pad_token_id=10_000), "no llama can be built by the config.json of n")
+
+
+def test_openrlhf_reads_at_the_end_under_every_name(tmp_path):
+    layout = Layout()
+    head, eos = named(layout.linear, "score", bias=False), layout.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    folder = layout.save(tmp_path / "m", head, value_head_prefix="score", normalize_reward=False, pad_token_id=eos)
+    check(folder, layout.right({"weight": layout.linear["weight"]}), tmp_path)
+
+
+def test_files_that_are_damaged_or_named_otherwise(tmp_path):
+    layout = Layout()
+    folder = layout.save(tmp_path / "m", named(layout.linear, "score", bias=False))
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    check(folder, layout.right({"weight": layout.linear["weight"]}), tmp_path)
+    whole = (folder / "other.safetensors").read_bytes()
+    (folder / "other.safetensors").write_bytes(whole[:40])
+    refused(folder, "other.safetensors of m cannot be read .*copy or download it again")
+    (folder / "other.safetensors").write_bytes(whole)
+    index = {"weight_map": {"score.weight": "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "gone.safetensors of m cannot be read")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "config.json").write_text("{")
+    refused(folder, "config.json of m cannot be read")
+    layout.save(tmp_path / "n", named(layout.linear, "score"))
+    for file in (tmp_path / "n").glob("*token*"):
+        file.unlink()
+    refused(tmp_path / "n", "n has no tokenizer that can be loaded")
+    refused(
+        layout.save(tmp_path / "o", named(layout.linear, "score")), "is a whole model; base_model=", base_model="x/y"
+    )
+    with pytest.raises(FileNotFoundError, match="no directory None"):
+        RewardModel.from_pretrained(None)
 
 
 def test_heads_of_another_shape_are_named(tmp_path):
@@ -356,6 +408,49 @@ def test_an_adapter_without_a_head_is_refused_unless_its_base_has_one(base, tmp_
     with torch.no_grad():
         model.base_model.model.score.modules_to_save.default.weight.copy_(layout.linear["weight"])
     check(tmp_path / "b", scores_of(model, layout), tmp_path)
+
+
+def test_an_adapter_on_an_adapter(base, tmp_path):
+    layout, folder = base
+    causal = adapted(tmp_path / "sft", folder, task="CAUSAL_LM")
+    causal.merge_and_unload().save_pretrained(tmp_path / "merged")
+    right = scores_of(adapted(tmp_path / "rm", tmp_path / "merged"), layout)
+    file = tmp_path / "rm/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "sft")}))
+    check(tmp_path / "rm", right, tmp_path / "1")
+    adapted(tmp_path / "more", tmp_path / "merged", head=False, base_model_name_or_path=str(tmp_path / "rm"))
+    assert RewardModel.from_pretrained(tmp_path / "more").score(TALKS).shape == (4,)  # the head of the inner adapter
+
+
+def test_an_adapter_with_added_tokens(base, tmp_path):
+    layout, folder = base
+    layout.tokenizer.add_tokens(["<more>", "<again>"])
+    scorer = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    scorer.resize_token_embeddings(len(layout.tokenizer))
+    scorer.config.pad_token_id = layout.tokenizer.pad_token_id
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, target_modules="all-linear")
+    model = get_peft_model(scorer, lora).eval()
+    with torch.no_grad():
+        model.base_model.model.score.modules_to_save.default.weight.normal_()
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    layout.tokenizer.save_pretrained(tmp_path / "a")
+    talks = [[user("<more>?"), assistant("<again> Blue.")]]
+    ids = torch.tensor([layout.tokenizer.apply_chat_template(talks[0], return_dict=False)])
+    with torch.no_grad():
+        right = model(ids).logits.item()
+    assert RewardModel.from_pretrained(tmp_path / "a").score(talks)[0] == pytest.approx(right, abs=1e-3)
+
+
+def test_an_adapter_pads_as_its_trainer_did(base, tmp_path):
+    layout, folder = base
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": None}))
+    model = adapted(tmp_path / "a", folder)
+    layout.tokenizer.pad_token = "<|eot_id|>"
+    layout.tokenizer.save_pretrained(tmp_path / "a")
+    model.config.pad_token_id = layout.tokenizer.pad_token_id  # as TRL sets it, which PEFT does not keep
+    right = scores_of(model, layout)
+    np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "a").score(TALKS), right, atol=2e-4)
 
 
 def test_adapters_that_cannot_be_merged_or_belong_elsewhere_are_named(base, tmp_path):

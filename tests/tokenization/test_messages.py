@@ -138,11 +138,34 @@ def test_odd_conversations_get_one_sentence(name, model):
 
 def test_other_odd_arguments_get_one_sentence(model):
     talk = [user("a"), assistant("b")]
-    for size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size is {size}; give 1 or more"):
+    for size in (0, -1, 1.5, "2"):
+        with pytest.raises(ValueError, match=f"batch_size is {size!r}; give 1 or more"):
             model.score([talk], batch_size=size)
     with pytest.raises(ValueError, match="max_length is 1; at least 2"):
         model.score([talk], max_length=1)
+    for length in (2.5, "9"):
+        with pytest.raises(ValueError, match=f"max_length is {length!r}; at least 2"):
+            model.score([talk], max_length=length)
+    for rows, message in (
+        ([[]], "row 0 has no token"),
+        ([[5], [99999]], "row 1 holds 99999; token ids are whole numbers from 0 to"),
+        ([[5, -1]], "row 0 holds -1"),
+        ([[5.5, 6]], "row 0 holds 5.5"),
+        ([5, 6], "rows must be a list of lists"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.score_tokens(rows)
+    for starts in ([9], [-1], [0, 0]):
+        with pytest.raises(ValueError, match="starts must be one position inside each row"):
+            model.token_scores([[5, 6]], starts)
+    with pytest.raises(ValueError, match="1 rows but 2 prompt_lengths"):
+        model.score_tokens([[5, 6]], prompt_lengths=[1, 2])
+    with pytest.raises(ValueError, match="1 texts but 2 entries of finished"):
+        model.score_prefixes(talk[:1], ["x"], [True, False])
+    with pytest.raises(ValueError, match="texts must be a list of texts"):
+        model.score_prefixes(talk[:1], "x", [True])
+    with pytest.raises(ValueError, match="the prompt is str 'hi'"):
+        model.score_prefixes("hi", ["x"], [True])
     with pytest.raises(ValueError, match="the prompt is str 'a'"):
         model.stream("a")
     with pytest.raises(ValueError, match="message 1 of conversation 0 is list"):

@@ -17,7 +17,7 @@ from icrm_lib.preferences.forms.formatted import END_MARKS, is_transcript, witho
 from icrm_lib.preferences.forms.prompts import require
 from icrm_lib.preferences.forms.ratings import LABEL_KEYS, RATING_KEYS, Tie, as_number, rating_margin
 from icrm_lib.preferences.forms.sides import Sides
-from icrm_lib.rows import BadRow, type_name
+from icrm_lib.rows import BadRow, shown, type_name
 
 __all__ = ["LABEL_KEYS", "RATING_KEYS", "Reading", "Tie", "as_number", "read_row"]
 
@@ -72,9 +72,14 @@ def read_row(values: Any, *, ignore: Collection[str] = (), carry: Collection[str
             faults.append(bad)
     if not pairs:
         raise faults[0]
-    remarks += [f"a pair left out of several in a row: {fault.reason}" for fault in faults]
-    row.check_rest({text.strip() for pair in pairs for _, text in pair.texts()} | {t.strip() for t in _unpaired(found)})
-    return Reading(pairs, form, remarks, row.left_out(), carried)
+    remarks += [f"pairs left out of several in a row: {fault.reason}" for fault in faults]
+    noted = row.check_rest(
+        {text.strip() for pair in pairs for _, text in pair.texts()} | {t.strip() for t in _unpaired(found)}
+    )
+    remarks += [f"remarks about the replies in {shown(key)!r}, which are not read" for key in noted]
+    if not form and len(pairs) > 1:
+        form = "several replies on a side"
+    return Reading(pairs, form, list(dict.fromkeys(remarks)), row.left_out(), carried)
 
 
 def _form_and_sides(row: Row, remarks: list[str]) -> tuple[str, list[tuple[Sides, float | None]]]:
@@ -89,9 +94,11 @@ def _form_and_sides(row: Row, remarks: list[str]) -> tuple[str, list[tuple[Sides
                 return name, [(one, margin) for one in found]
         if form := compared.form_of(row):
             found, margin = compared.compared(row, form)
+            if compared.is_contrary(row, form, found[0]):
+                remarks.append("the scores contradict the verdict (kept)")
             return form.name, [(one, margin) for one in found]
         if form := ranked.form_of(row):
-            return form.name, ranked.ranked(row, form)
+            return form.name, ranked.ranked(row, form, remarks)
         if ranked.is_list_of_two(row):
             return _rated(row, "alpaca (output holds the better and the worse reply)", ranked.list_of_two(row), remarks)
         _refuse_unpaired(row)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from icrm_lib.preferences.forms.columns import Row
+from icrm_lib.preferences.forms.columns import Row, check_unread
 from icrm_lib.preferences.forms.messages import messages
 from icrm_lib.preferences.forms.prompts import prompt_of
 from icrm_lib.preferences.forms.ratings import Tie, as_number, is_tie
@@ -98,6 +98,7 @@ FORMS = (
     Form("HelpSteer 3", ("response1", "response2"), "overall_preference", _signed),
     Form("Chatbot Arena", ("conversation_a", "conversation_b"), "winner", _named),
     Form("two responses and a winner", ("response_a", "response_b"), "winner", _named),
+    Form("OffsetBias", ("output_1", "output_2"), "label", _first_of_one),
     Form("AlpacaFarm", ("output_1", "output_2"), "preference", _first_of_one),
     Form("two responses and a preference", ("response_1", "response_2"), "preference", _first_of_one),
     Form("two responses and a preference", ("response_a", "response_b"), "preference", _named),
@@ -134,6 +135,7 @@ def compared(row: Row, form: Form) -> tuple[list[Sides], float | None]:
         raise Tie
     values = [row.get(key) for key in form.replies]
     if form.replies[0] == "conversation_a":
+        values = [json.loads(value) if _is_json_list(value) else value for value in values]
         return [
             _ordered(*(messages(v, k, "user", row.ignore) for v, k in zip(values, form.replies, strict=True)), verdict)
         ], verdict.margin
@@ -143,6 +145,24 @@ def compared(row: Row, form: Form) -> tuple[list[Sides], float | None]:
         for value, key in zip(values, form.replies, strict=True)
     ]
     return [_ordered(*turns, verdict)], verdict.margin
+
+
+def _is_json_list(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and isinstance(json.loads(value), list)
+    except ValueError:
+        return False
+
+
+def is_contrary(row: Row, form: Form, sides: Sides) -> bool:
+    """Whether SHP's scores say the opposite of its label."""
+    if form.name != "SHP" or not row.has("score_A", "score_B"):
+        return False
+    try:
+        higher_a = as_number(row.get("score_A"), "score_A") > as_number(row.get("score_B"), "score_B")
+    except BadRow:
+        return False
+    return higher_a != (sides.chosen == row.get("human_ref_A"))
 
 
 def _prompt(row: Row, form: Form) -> list[Message]:
@@ -167,7 +187,10 @@ def is_webgpt(row: Row) -> bool:
 def webgpt(row: Row) -> tuple[list[Sides], float | None]:
     """Read a row of WebGPT; see `is_webgpt`."""
     question = row.get("question")
-    text = question.get("full_text") if isinstance(question, dict) else question
+    text = question
+    if isinstance(question, dict):
+        text = question.get("full_text")
+        check_unread({k: v for k, v in question.items() if k not in ("full_text", *row.ignore)}, where=" of 'question'")
     scores = [as_number(row.get(key), key) for key in ("score_0", "score_1")]
     if scores[0] == scores[1]:
         raise Tie
@@ -190,6 +213,9 @@ def summaries(row: Row) -> tuple[list[Sides], float | None]:
         )
     if choice is None:
         raise Tie
+    read = {"subreddit", "title", "post", "article", "text", *row.ignore}
+    for item, name in ((info, "info"), *((one, "summaries") for one in given if isinstance(one, dict))):
+        check_unread({k: v for k, v in item.items() if k not in read}, where=f" of {name!r}")
     parts = [("SUBREDDIT: r/", "subreddit"), ("TITLE: ", "title"), ("POST: ", "post"), ("", "article")]
     text = "\n\n".join(
         front + info[key] for front, key in parts if isinstance(info.get(key), str) and info[key].strip()
@@ -230,6 +256,10 @@ def _turns(value: Any, key: str) -> list[str]:
             value = json.loads(value)
         except ValueError:
             value = [value]
+    if isinstance(value, list) and None in value:
+        raise BadRow(
+            f"a turn of {key!r} is null", f"turn {value.index(None) + 1} of {len(value)}; fill it or drop the row"
+        )
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         raise BadRow(
             f"wrong type in {key!r}", f"found {type_name(value)}; give a text, or a JSON list of texts, one a turn"

@@ -85,7 +85,7 @@ def _turns(text: str) -> list[Message] | None:
 def refuse_formatted(text: str, key: str) -> None:
     """Raise `BadRow` for a text that has been through a chat template."""
     is_prompt = key not in ("chosen", "rejected")
-    if (_BEGINS if is_prompt else _BEGINS_REPLY).match(text) or (is_prompt and _ENDS.search(text)):
+    if (_BEGINS if is_prompt else _BEGINS_REPLY).match(text) or (is_prompt and _ENDS.search(text[-80:])):
         raise BadRow(
             f"{key!r} has been through a chat template",
             f"it reads {text.strip()[:30]!r}; the tokenizer writes its own, so give plain text or a list of messages",
@@ -117,16 +117,20 @@ def _is_list(text: str) -> bool:
 
 
 def without_end_marks(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Take off the mark with which both replies end, as generation left it there.
+    """Take off the marks with which both replies end, as generation left them there.
 
     Returns:
-        both replies, and the mark ("" where they have none in common).
+        both replies, and the marks ("" where not both have one).
     """
-    for mark in END_MARKS:
-        ends = chosen.rstrip().endswith(mark) and rejected.rstrip().endswith(mark)
-        if ends and chosen.strip() != mark and rejected.strip() != mark:
-            return chosen.rstrip().removesuffix(mark).rstrip(), rejected.rstrip().removesuffix(mark).rstrip(), mark
-    return chosen, rejected, ""
+    cut, marks = [], []
+    for text in (chosen, rejected):
+        end = text.rstrip()
+        mark = next((mark for mark in END_MARKS if end.endswith(mark) and end != mark), None)
+        if mark is None or (mark == "</s>" and "<s>" in text):  # struck out in HTML
+            return chosen, rejected, ""
+        cut.append(end.removesuffix(mark).rstrip())
+        marks.append(mark)
+    return cut[0], cut[1], " or ".join(dict.fromkeys(marks))
 
 
 def without_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str, bool]:

@@ -3,9 +3,9 @@
 from collections.abc import Collection
 from typing import Any
 
-from icrm_lib.preferences.forms.columns import is_about, texts
+from icrm_lib.preferences.forms.columns import check_unread
 from icrm_lib.preferences.forms.formatted import transcript
-from icrm_lib.rows import BadRow, shown, type_name
+from icrm_lib.rows import BadRow, type_name
 from icrm_lib.tokenization import Message
 
 # ShareGPT, Vicuna and Gemini say human, gpt and model; Open Assistant prompter; OpenAI developer.
@@ -77,14 +77,8 @@ def _check_plain(message: dict[str, Any], key: str, ignore: Collection[str]) -> 
             f"tool call in {key!r}",
             f"a message has {found!r}, which is no text; write calls and results into 'content', or drop the row",
         )
-    for name, value in message.items():
-        if name in ("role", "content") or name in ignore or is_about(name):
-            continue
-        if any(text.strip() for text in texts(value)):
-            raise BadRow(
-                f"text in {shown(name)!r} of a message in {key!r} would be lost",
-                f"write it into 'content', or leave it out by ignore=({shown(name)!r},)",
-            )
+    beside = {name: value for name, value in message.items() if name not in ("role", "content", *ignore)}
+    check_unread(beside, where=f" of a message in {key!r}")
 
 
 def check_roles(turns: list[Message], key: str) -> None:

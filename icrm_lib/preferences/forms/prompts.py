@@ -1,6 +1,7 @@
 """The prompt of a row: its own column, with the system prompt, the history and the input that stand beside it."""
 
 import difflib
+import os
 from typing import Any
 
 from icrm_lib.preferences.forms.columns import Row
@@ -10,8 +11,9 @@ from icrm_lib.rows import BadRow, shown, type_name
 from icrm_lib.tokenization import Message
 
 # prompt: TRL; question: orca; instruction: alpaca; query: stack-exchange-paired's kin; input: alone it is the prompt
-_KEYS = ("prompt", "question", "instruction", "query", "input")
+_KEYS = ("prompt", "question", "instruction", "query", "context_messages", "input")
 _SYSTEM = ("system", "system_prompt", "system_message")
+LEAST_COMMON = 10  # characters; below it two replies begin alike by chance
 # Keys with a meaning of their own, never a misspelt one.
 _OWN_KEYS = {"prompt", "chosen", "rejected", "prompt_id", "line", "source", "margin", "choice"}
 _OWN_KEYS |= set(sum((*RATING_KEYS, *RANK_KEYS), LABEL_KEYS))
@@ -75,4 +77,9 @@ def require(row: Row, key: str) -> Any:
     near = difflib.get_close_matches(key, names, 1)
     have = ", ".join(map(shown, list(row.values)[:8])) or "none"
     remedy = f"rename {names[near[0]]!r} to {key!r}" if near else f"add it (keys here: {have})"
+    sides = [row.values.get(name) for name in ("chosen", "rejected")]
+    if key == "prompt" and all(isinstance(side, str) for side in sides):
+        common = os.path.commonprefix(sides)
+        if len(common) >= LEAST_COMMON:
+            remedy = f"both replies begin with {common[:30]!r}; write what is the prompt of it under 'prompt'"
     raise BadRow(f"missing key {key!r}", remedy)

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any, NamedTuple
 
-from icrm_lib.preferences.forms.columns import Row
+from icrm_lib.preferences.forms.columns import Row, check_unread
 from icrm_lib.preferences.forms.messages import messages
 from icrm_lib.preferences.forms.prompts import prompt_of
 from icrm_lib.preferences.forms.ratings import Tie, as_number
@@ -12,7 +12,7 @@ from icrm_lib.rows import BadRow, type_name
 
 _TEXTS = ("answer", "text", "response", "content", "output", "completion")
 _RANKS = ("rank", "ranking")  # 1 is the best
-_SCORES = ("overall_score", "pm_score", "score", "rating", "reward")  # the highest is the best
+_SCORES = ("overall_score", "fine-grained_score", "pm_score", "score", "rating", "reward")  # the highest is the best
 
 
 class Ranked(NamedTuple):
@@ -38,39 +38,71 @@ def form_of(row: Row) -> Ranked | None:
     return None
 
 
-def ranked(row: Row, form: Ranked) -> list[tuple[Sides, float | None]]:
+def ranked(row: Row, form: Ranked, remarks: list[str]) -> list[tuple[Sides, float | None]]:
     """Read ranked replies: all pairs of which one is better, best first, with the difference of their scores.
+
+    Where a reply has two scores (UltraFeedback: of both, one is known to be off), a pair counts if they agree.
+
+    Args:
+        row: of the form.
+        form: of `form_of`.
+        remarks: what was left out is added.
 
     Raises:
         Tie: all are as good.
-        BadRow: a reply without text, rank or score.
+        BadRow: a reply without text, or less than two with a rank or score.
     """
     prompt = prompt_of(row)
-    replies = [_reply(item, form, row) for item in row.get(form.column)]
+    replies, faults = [], []
+    for item in row.get(form.column):
+        try:
+            replies.append(_reply(item, form, row))
+        except BadRow as bad:
+            if "would be lost" in bad.reason:
+                raise
+            faults.append(bad)
+    if len(replies) < 2 and faults:
+        raise faults[0]
+    remarks += [f"a reply left out of several: {fault.reason}" for fault in faults]
     pairs = []
-    for (one, value, scored), (two, other, _) in itertools.permutations(replies, 2):
-        if value > other:
-            pairs.append((Sides(prompt, one, two), value - other if scored else None))
+    for one, two in itertools.permutations(replies, 2):
+        differences = [one.values[key] - two.values[key] for key in one.values.keys() & two.values.keys()]
+        if differences and min(differences) < 0 < max(differences):
+            remarks.append("two scores of a pair of replies contradict each other (the pair is left out)")
+        elif differences and max(differences) > 0:
+            scored = next((key for key in _SCORES if key in one.values and key in two.values), None)
+            margin = one.values[scored] - two.values[scored] if scored else None
+            pairs.append((Sides(prompt, one.text, two.text), margin or None))
     if not pairs:
         raise Tie
     return pairs
 
 
-def _reply(item: dict[str, Any], form: Ranked, row: Row) -> tuple[str, float, bool]:
-    """Return the text of a reply, a number that is higher for a better one, and whether it is a score."""
-    text = next((item[key] for key in _TEXTS if item.get(key) is not None), None)
-    (message,) = messages(text, form.column, "assistant", row.ignore) if isinstance(text, str) else (None,)
-    if message is None:
+class Reply(NamedTuple):
+    """A reply, and what is said of it: by key, higher is better."""
+
+    text: str
+    values: dict[str, float]
+
+
+def _reply(item: dict[str, Any], form: Ranked, row: Row) -> Reply:
+    key = next((key for key in _TEXTS if item.get(key) is not None), None)
+    if key is None or not isinstance(item[key], str):
         raise BadRow(
             f"a reply without text in {form.column!r}", f"its keys are {', '.join(item)[:60]}; name it 'answer'"
         )
-    for key in (*_RANKS, *_SCORES):
-        if item.get(key) is not None:
-            value = as_number(item[key], key)
-            return message["content"], -value if key in _RANKS else value, key in _SCORES
-    raise BadRow(
-        f"a reply without rank or score in {form.column!r}", f"its keys are {', '.join(item)[:60]}; add 'rank'"
-    )
+    (message,) = messages([{"role": "assistant", "content": item[key]}], form.column, "assistant", row.ignore)
+    values = {}
+    for name in (*_RANKS, *_SCORES):
+        if item.get(name) is not None:
+            values[name] = as_number(item[name], name) * (-1 if name in _RANKS else 1)
+    if not values:
+        raise BadRow(
+            f"a reply without rank or score in {form.column!r}", f"its keys are {', '.join(item)[:60]}; add 'rank'"
+        )
+    read = {key, *_RANKS, *_SCORES, *row.ignore}
+    check_unread({name: value for name, value in item.items() if name not in read}, where=f" of {form.column!r}")
+    return Reply(message["content"], values)
 
 
 def is_list_of_two(row: Row) -> bool:

@@ -36,6 +36,9 @@ _TIES = (
 )
 
 
+_GIVEN = [(("margin",), 1.0), *((keys, 1.0) for keys in RATING_KEYS), *((keys, -1.0) for keys in RANK_KEYS)]
+
+
 class Tie(Exception):
     """A row that prefers neither reply."""
 
@@ -53,8 +56,9 @@ def rating_margin(row: Row) -> tuple[float | None, bool]:
             raise Tie
     if row.values.get("is_tie") is True:
         raise Tie
-    given = [(("margin",), 1.0), *((keys, 1.0) for keys in RATING_KEYS), *((keys, -1.0) for keys in RANK_KEYS)]
-    for keys, sign in given:
+    for keys, sign in _GIVEN:
+        if keys[0] not in row.values:
+            continue
         found = [row.get(key) for key in keys]
         if any(value is None or value == "" for value in found):
             continue

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from icrm_lib.preferences.forms.columns import Row
-from icrm_lib.preferences.forms.formatted import refuse_formatted, refuse_list
+from icrm_lib.preferences.forms.formatted import is_transcript, refuse_formatted, refuse_list
 from icrm_lib.preferences.forms.messages import check_roles, difference, messages
 from icrm_lib.preferences.forms.prompts import prompt_of, require
 from icrm_lib.rows import BadRow
@@ -70,10 +70,14 @@ def two_sides(row: Row, keys: tuple[str, str] = SIDE_KEYS[0]) -> list[Sides]:
             prompt = messages(row.get(other), other, "user", row.ignore)
             row.values = {**row.values, "prompt": prompt}
             break
+    needed = any(_is_reply(value) for value in (*chosen, *rejected))
+    given = prompt_of(row, needed=needed)
     pairs = []
     for one in chosen:
         for two in rejected:
-            (prompt, reply), (second, worse) = _conversation(row, keys[0], one), _conversation(row, keys[1], two)
+            (prompt, reply), (second, worse) = (
+                _conversation(row, key, value, given) for key, value in ((keys[0], one), (keys[1], two))
+            )
             if prompt != second:
                 raise BadRow(
                     "chosen and rejected have different prompts",
@@ -96,13 +100,21 @@ def _asks(row: Row, key: str) -> bool:
     return value[-1].get("role", value[-1].get("from")) in ("user", "human", "prompter")
 
 
-def _conversation(row: Row, key: str, value: Any) -> tuple[list[Message], str]:
+def _is_reply(value: Any) -> bool:
+    """Whether a side is a reply without its prompt: a plain text, or turns that begin with the assistant's."""
+    if isinstance(value, str):
+        return not is_transcript(value)
+    first = value[0] if isinstance(value, list) and value else value
+    role = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return role in ("assistant", "gpt", "model", "bot")
+
+
+def _conversation(row: Row, key: str, value: Any, prompt: list[Message]) -> tuple[list[Message], str]:
     """Return everything before the final reply of one side, and that reply."""
     turns = messages(value, key, "assistant", row.ignore)
     if turns[0]["role"] == "assistant":
-        turns = prompt_of(row) + turns
+        turns = prompt + turns
     else:
-        prompt = prompt_of(row, needed=False)
         if prompt and not _continues(prompt, turns):
             raise BadRow(
                 f"{key!r} does not continue the prompt", f"{difference(prompt, turns)}; drop one of the two prompts"

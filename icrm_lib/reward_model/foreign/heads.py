@@ -34,11 +34,14 @@ class FoundHead:
         name: as in the table above.
         tensors: name in the files by name inside the head, e.g. {"weight": "module.v_head.summary.weight"}.
         shapes: of the tensors, by name inside the head.
+        by_mask: whether its tool reads it at the last token of the text, whatever it is; transformers reads at the last
+            one that is not padding.
     """
 
     name: str
     tensors: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
+    by_mask: bool = False
 
     @property
     def layers(self) -> int:
@@ -62,13 +65,15 @@ def head_of(shapes: Mapping[str, tuple[int, ...]], config: PreTrainedConfig | No
         ValueError: there are two heads, or one that gives several values a token or is neither a linear layer nor
             linear, ReLU, linear.
     """
-    own = config.to_dict().get("value_head_prefix") if config is not None else None
+    values = config.to_dict() if config is not None else {}
+    own, is_openrlhf = values.get("value_head_prefix"), "value_head_prefix" in values or "normalize_reward" in values
     names = sorted({*_NAMES, own} - {None}, key=len, reverse=True)
     pattern = re.compile(rf"(?:^|\.)({'|'.join(map(re.escape, names))})\.((?:\d+\.)?(?:weight|bias))$")
     found: dict[str, FoundHead] = {}
     for tensor, shape in shapes.items():
         if (match := pattern.search(plain(tensor))) and ".layers." not in tensor and ".h." not in tensor:
-            head = found.setdefault(match[1], FoundHead(match[1], {}, {}))
+            by_mask = is_openrlhf or match[1] not in _OF_TRANSFORMERS
+            head = found.setdefault(match[1], FoundHead(match[1], {}, {}, by_mask))
             head.tensors[match[2]], head.shapes[match[2]] = tensor, shape
     if not found:
         return None
@@ -108,7 +113,7 @@ def put_head(model: PreTrainedModel, head: FoundHead, tensors: Mapping[str, torc
         numbers = dict(zip(sorted({part.split(".")[0] for part in values}), "13", strict=True))
         values = {f"{numbers[part.split('.')[0]]}.{part.split('.')[1]}": value for part, value in values.items()}
     model.score.load_state_dict(values)
-    if head.beside_model:
+    if head.by_mask:
         model.config.get_text_config().pad_token_id = None  # read at the last token, whatever it is
 
 

@@ -45,7 +45,12 @@ def body_names(names: Iterable[str], skeleton: PreTrainedModel, head: Iterable[s
         )
     given = found[0].removesuffix(anchor)
     result = {prefix + new.removeprefix(given): old for old, new in kept.items() if new.startswith(given)}
-    beside = [new for new in kept.values() if not new.startswith(given) and not _is_lm_head(new)]
+    parts = {name.removeprefix(prefix).split(".")[0] for name in skeleton.state_dict() if name.startswith(prefix)}
+    beside = [
+        new
+        for new in kept.values()
+        if not (new.startswith(given) and new.removeprefix(given).split(".")[0] in parts) and not _is_left_out(new)
+    ]
     result = {new: old for new, old in result.items() if not _is_lm_head(new.removeprefix(prefix))}
     if beside:
         raise ValueError(
@@ -54,6 +59,11 @@ def body_names(names: Iterable[str], skeleton: PreTrainedModel, head: Iterable[s
         )
     unchanged = all(new == old for new, old in result.items()) and not any(name != new for name, new in kept.items())
     return None if unchanged else result
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a tensor outside the decoder changes no reward: a language-model head, a buffer of positions."""
+    return _is_lm_head(name) or name.endswith(("inv_freq", "position_ids"))
 
 
 def _is_lm_head(name: str) -> bool:
