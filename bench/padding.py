@@ -69,7 +69,7 @@ def padded(lengths: np.ndarray) -> tuple[int, int]:
 def packed(lengths: np.ndarray) -> tuple[int, int]:
     """Return tokens and places of a batch as `padding_free` lays it out."""
     rows = lengths.T.flatten().tolist()
-    return sum(rows), packing(rows, max(rows)).numel()
+    return sum(rows), packing(rows, max(rows)).tokens.numel()
 
 
 def _share(batches: Iterable[tuple[int, int]]) -> float:

@@ -73,7 +73,10 @@ METHODS: dict[str, Method] = {
     "icrm_l2": Method("ICRM, L2", {"form": "l2"}, "forms", _LAMBDA),
     "martingale": Method("Martingale", {"form": "martingale", "weighting": "uniform"}, "forms", _LAMBDA),
     "icrm_centered_on_positions": Method(
-        "ICRM, centred on all positions", {"centering": "positions", "padding_free": False}, "forms", tuned_as="icrm"
+        "ICRM, centred on all positions",
+        {"centering": "positions", "padding_free": False, "prefix_sharing": False},
+        "forms",
+        tuned_as="icrm",
     ),
     "icrm_not_centered": Method("ICRM, not centred", {"centering": "none"}, "forms", tuned_as="icrm"),
     # labels per response or per clause instead of preferences

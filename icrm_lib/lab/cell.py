@@ -115,14 +115,20 @@ def plain(value: Any) -> Any:
     return value
 
 
+LAYOUT = ("padding_free", "prefix_sharing", "attn_implementation")  # settings of the same computation
+
+
 def is_finished(path: Path, config: dict) -> bool:
     """Say whether a cell's record is there and was made with the same settings.
 
     A setting that came after the record counts as the same while it has its default: that is what the code did then.
+    How batches are laid out decides no number.
     """
     defaults = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
+    config = {**config, "settings": {k: v for k, v in config["settings"].items() if k not in LAYOUT}}
     try:
         stored = records.read_json(path)["config"]
+        stored = {**stored, "settings": {k: v for k, v in stored["settings"].items() if k not in LAYOUT}}
         return stored == _as_known(config, stored, plain(defaults))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -41,7 +41,8 @@ class DataCollatorForConsistency(DataCollatorWithLines):
         labels: adds `outcomes` (2B,), from `LABEL_KEYS` or, without them, 1 for chosen and 0 for rejected.
         steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
         reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
-        padding_free: adds `pack`, see `packing.packing`.
+        padding_free: adds `tokens` and `places` of a `packing.Packing`.
+        prefix_sharing: the prompt of a pair counts once in them; adds `segments`.
         one_row: see `packing.packing`.
     """
 
@@ -51,6 +52,7 @@ class DataCollatorForConsistency(DataCollatorWithLines):
     steps: bool = False
     reference: bool = False
     padding_free: bool = False
+    prefix_sharing: bool = False
     one_row: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,8 +75,19 @@ class DataCollatorForConsistency(DataCollatorWithLines):
         if self.reference:
             output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
         if self.padding_free:
-            output["pack"] = packing(attended.sum(1).tolist(), attended.shape[1], one_row=self.one_row)
+            lengths, width = attended.sum(1).tolist(), attended.shape[1]
+            shared = _common_prompts(output["input_ids"], prompts) if self.prefix_sharing else None
+            packed = packing(lengths, width, shared=shared, one_row=self.one_row)._asdict()
+            output |= {name: packed[name] for name in packed if name != "segments" or self.prefix_sharing}
         return output
+
+
+def _common_prompts(input_ids: torch.Tensor, prompts: torch.Tensor) -> list[int]:
+    """Tokens of each pair's prompt; 0 where its two sides differ in them, as rows made elsewhere may."""
+    chosen, rejected = input_ids.chunk(2)
+    within = torch.arange(input_ids.shape[1]) < prompts[: len(chosen), None]
+    same = ((chosen == rejected) | ~within).all(1)
+    return torch.where(same, prompts[: len(chosen)], 0).tolist()
 
 
 def _sides(examples: list[dict[str, Any]], names: tuple[str, str]) -> list:

@@ -47,8 +47,10 @@ class ICRMConfig(RewardConfig):
         scale_decay: decay of the running scale S, in [0, 1).
         scale_start: S before the first step, > 0.
         padding_free: run a batch as few rows, each filled with whole responses, instead of one padded row a response.
-            Losses and gradients are the same; time and memory go to real tokens. For decoders of `transformers` that
-            keep packed sequences apart by their position ids (Llama, Gemma, Qwen 2 and 3, Mistral, ...).
+            Losses and gradients are the same; time and memory go to real tokens. "auto": where a term is on and the
+            model allows it (see `packing.layout_of`) and nothing is dropped out.
+        prefix_sharing: compute the prompt of a pair once: chosen and rejected response follow it in one row, each
+            blind to the other. Losses and gradients are the same. "auto" as above; it needs `padding_free`.
     """
 
     consistency_weight: float = _setting("consistency_weight", "lambda of the consistency term, in [0, 1).")
@@ -63,7 +65,8 @@ class ICRMConfig(RewardConfig):
     centering: str = _setting("centering", "What the token rewards are centred on.")
     scale_decay: float = field(default=0.95, metadata={"help": "Decay of the running scale S."})
     scale_start: float = field(default=0.5, metadata={"help": "S before the first step."})
-    padding_free: bool = _setting("padding_free", "Pack responses into full rows.")
+    padding_free: str = _setting("padding_free", "Pack responses into full rows: auto, true or false.")
+    prefix_sharing: str = _setting("prefix_sharing", "Compute the prompt of a pair once: auto, true or false.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,8 +91,16 @@ class ICRMConfig(RewardConfig):
             raise ValueError(
                 f"scale_decay must be in [0, 1) and scale_start > 0, got {self.scale_decay} and {self.scale_start}"
             )
-        if self.padding_free and self.centering == "positions":
-            raise ValueError("centering='positions' averages over padding, and padding_free has none; drop one of them")
+        for name in ("padding_free", "prefix_sharing"):
+            setattr(self, name, _choice(name, getattr(self, name)))
+        if self.centering == "positions":
+            if True in (self.padding_free, self.prefix_sharing):
+                raise ValueError(
+                    "centering='positions' averages over padding, and padding_free has none; drop one of them"
+                )
+            self.padding_free = self.prefix_sharing = False
+        if self.prefix_sharing is True and self.padding_free is False:
+            raise ValueError("prefix_sharing=True lays pairs into full rows, and padding_free=False forbids it")
 
     @property
     def needs_probabilities(self) -> bool:
@@ -105,12 +116,19 @@ class ICRMConfig(RewardConfig):
     def needs_tokens(self) -> bool:
         """Whether training looks at more than the reward of the closing token, or at labels of its own, or packs."""
         terms = self.consistency_weight > 0 or self.sft_weight > 0
-        return terms or self.loss != "bradley_terry" or self.padding_free
+        return terms or self.loss != "bradley_terry" or True in (self.padding_free, self.prefix_sharing)
 
     @property
     def is_trl(self) -> bool:
         """Whether the loss is TRL's own."""
         return not (self.needs_tokens or self.label_smoothing or self.positive_weight)
+
+
+def _choice(name: str, value: str | bool) -> bool | str:
+    choices = {"auto": "auto", "true": True, "false": False}
+    if str(value).lower() not in choices:
+        raise ValueError(f"{name} is {value!r}; give 'auto', True or False")
+    return choices[str(value).lower()]
 
 
 def reads_generator(settings: "ICRMConfig | RewardModelSettings") -> bool:

@@ -30,13 +30,13 @@ from icrm_lib.training.collation import (
 )
 from icrm_lib.training.config import ICRMConfig, statistic_of
 from icrm_lib.training.loss import Batch, Share, icrm_loss
-from icrm_lib.training.packing import call_packed
+from icrm_lib.training.packing import Packing, call_packed, layout_of
 from icrm_lib.training.scale import ConsistencyScale
 from icrm_lib.training.text import frozen_lm_head, given_lm_head, reads_rejected, text_loss
 
 logger = logging.getLogger(__name__)
 
-EXTRA_INPUTS = ("response_mask", "token_probs", "outcomes", "step_values", "reference", "pack")  # not for the model
+EXTRA_INPUTS = ("response_mask", "token_probs", "outcomes", "step_values", "reference")  # not for the model
 
 
 class ICRMTrainer(RewardTrainer):
@@ -100,7 +100,6 @@ class ICRMTrainer(RewardTrainer):
                 labels=args.needs_labels,
                 steps=args.loss == "process",
                 reference=args.sft_weight > 0 and args.text_form == "grm_dpo",
-                padding_free=args.padding_free,
             )
         super().__init__(
             model,
@@ -131,8 +130,14 @@ class ICRMTrainer(RewardTrainer):
             else:
                 head = given_lm_head(lm_head, inner.config)
             self.lm_head = head.to(self.accelerator.device)
-        if args.padding_free and "flash" in (self.model.config._attn_implementation or ""):
-            self.data_collator.one_row = True  # it keeps packed sequences apart in a batch of one row only
+        self._attention = self.model.config._attn_implementation
+        if isinstance(self.data_collator, DataCollatorForConsistency):
+            choices = {"padding_free": args.padding_free, "prefix_sharing": args.prefix_sharing}
+            if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()):
+                # Another layout draws other masks: an equally good training, but not the same to the digit.
+                choices = {name: choice is True for name, choice in choices.items()}
+            layout = layout_of(self.model.config, self.accelerator.device.type, **choices)
+            self.data_collator = dataclasses.replace(self.data_collator, **layout)
         self.failures = failures or Path(self.args.output_dir)
         if type(self.data_collator) is DataCollatorForPreference:  # TRL's own choice
             self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
@@ -233,10 +238,11 @@ class ICRMTrainer(RewardTrainer):
         if args.is_trl and remainder is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         extra = {name: inputs.pop(name) for name in EXTRA_INPUTS if name in inputs}
-        pack, size = extra.pop("pack", None), len(inputs["input_ids"]) // 2
+        packed = {name: inputs.pop(name) for name in Packing._fields if name in inputs}
+        size = len(inputs["input_ids"]) // 2
         text_rows = 2 * size if reads_rejected(args) else size
         with capture_head(self.model) as head:
-            call = model if pack is None else call_packed(model, head, pack, text_rows)
+            call = call_packed(model, head, packed, text_rows, self._attention) if packed else model
             trl_loss, outputs = super().compute_loss(call, inputs, return_outputs=True)
         # Rows that only fill up an epoch stay in the forward pass, which all processes must enter, and leave the loss.
         pairs, share = self._real_pairs(size, remainder)

@@ -69,6 +69,8 @@ def trajectory(base_model, tokenizer, rows, folder, method):
     if settings.margin:
         rows = rows.add_column("margin", np.linspace(0.5, 4, len(rows)))
     settings = dataclasses.replace(settings, warmup=0.2)
+    if settings.head == "mlp":  # units that are off have no gradient but rounding, of which Adam makes whole steps
+        settings = dataclasses.replace(settings, padding_free=False, prefix_sharing=False)
     training_module.train_reward_model(base_model, tokenizer, rows, settings, folder=folder, seed=0)
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [{k: v for k, v in entry.items() if k not in VOLATILE} for entry in logged if "loss" in entry]
