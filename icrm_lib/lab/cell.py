@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 
 from icrm_lib import records, runtime
 from icrm_lib.lab import held_out, picks, policies
@@ -65,7 +66,8 @@ def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: P
         begin = time.perf_counter()
         options = {"folder": folder / str(member), "seed": cell.seed + 1000 * member}
         trainer = train_reward_model(workspace.base_model, workspace.tokenizer, rows, settings, **options)
-        models.append(RewardModel(trainer.model, workspace.tokenizer))
+        model = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
+        models.append(RewardModel(model, workspace.tokenizer))  # merged: scoring takes two thirds of the time
         seconds += time.perf_counter() - begin
     return partial(_ensemble_rewards, models, np.min if cell.method == "ensemble_worst" else np.mean), seconds
 
@@ -85,7 +87,7 @@ def _train_policy(
 def _ensemble_rewards(
     models: Sequence[RewardModel], together: Callable, rows: Sequence[list[int]], starts: Sequence[int]
 ) -> list[np.ndarray]:
-    each = [model.token_scores(rows, starts, batch_size=64) for model in models]
+    each = [model.token_scores(rows, starts) for model in models]
     return each[0] if len(each) == 1 else [together(values, axis=0) for values in zip(*each, strict=True)]
 
 
