@@ -200,6 +200,7 @@ class Workspace(Data):
         def make(folder: Path, checkpoints: Path) -> None:
             rows = self.add_logprobs(train, statistic_of(settings)) if weighted else train
             options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
+            options["trained_length"] = self.profile.data.max_length
             trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
             model = unsharded_model(trainer, settings, folder)
             if model is not None:

@@ -1,6 +1,7 @@
 """A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from icrm_lib.reward_model.saving import save_model, save_tokenizer
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
 from icrm_lib.tokenization import (
     Conversation,
+    Tokenized,
     adopt_tokenizer,
     checked_conversation,
     checked_conversations,
@@ -26,6 +28,8 @@ from icrm_lib.tokenization import (
     reads,
     tokenize_conversations,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class RewardModel:
@@ -50,7 +54,7 @@ class RewardModel:
         if model.config.num_labels != 1:
             raise ValueError(f"a reward model has num_labels=1, this one has {model.config.num_labels}")
         reward_head(model)
-        self.model = model.eval()
+        self.model, self._has_warned = model.eval(), False
         rows = model.get_input_embeddings().num_embeddings
         if len(tokenizer) > rows:
             raise ValueError(
@@ -115,8 +119,10 @@ class RewardModel:
                 holds (`tool_calls`, `reasoning_content`) counts as far as the chat template writes it.
             batch_size: most conversations in one forward pass; when None, as many as
                 `scoring.TOKENS_PER_BATCH` tokens allow.
-            max_length: tokens; a longer conversation loses the beginning of its prompt. (In training both responses
-                of a pair lose the same part; to score pairs exactly so, give `score_tokens` their token ids.)
+            max_length: tokens; a longer conversation loses the beginning of its prompt. When None, the length that
+                the model was trained with, where its configuration has one (`icrm_max_length`); a warning counts what
+                was cut, once. (In training both responses of a pair lose the same part; to score pairs exactly so,
+                give `score_tokens` their token ids.)
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
@@ -127,7 +133,7 @@ class RewardModel:
                 `max_length` cuts it.
             ValueError: no conversations that end with a reply, or another argument out of range; says which.
         """
-        rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length)
+        rows = self._tokenized(conversations, max_length)
         prompts = [row.prompt_length for row in rows]
         return self.score_tokens([row.input_ids for row in rows], batch_size=batch_size, prompt_lengths=prompts)
 
@@ -155,6 +161,25 @@ class RewardModel:
         shared = [0] * len(rows) if prompt_lengths is None else list(map(min, prompt_lengths, places))
         rewards = self.token_scores(rows, places, batch_size=batch_size, shared=shared)
         return np.array([values[0] for values in rewards], dtype=np.float32)
+
+    def _tokenized(
+        self, conversations: Sequence[Conversation], max_length: int | None, *, offsets: bool = False
+    ) -> list[Tokenized]:
+        """Tokenise conversations, cut as in training unless another length is given."""
+        trained = self.model.config.to_dict().get("icrm_max_length")
+        length = trained if max_length is None else max_length
+        rows = tokenize_conversations(self.tokenizer, conversations, max_length=length, offsets=offsets)
+        cut = sum(row.cut for row in rows)
+        if cut and max_length is None and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%d of %d conversations lost the beginning of their prompt to fit into the %d tokens that the model "
+                "was trained with; give max_length= to decide it (this is said once)",
+                cut,
+                len(rows),
+                length,
+            )
+        return rows
 
     def _place(self, ids: Sequence[int]) -> int:
         """Where the reward of a whole conversation stands."""
@@ -231,7 +256,7 @@ class RewardModel:
     ) -> list[list[TokenReward]]:
         """Return `token_rewards` of many conversations, scored together; arguments as there and in `score`."""
         conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
-        rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length, offsets=True)
+        rows = self._tokenized(conversations, max_length, offsets=True)
         starts = [row.prompt_length for row in rows]
         rewards = self.token_scores([row.input_ids for row in rows], starts, batch_size=batch_size)
         results = []

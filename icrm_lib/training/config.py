@@ -49,6 +49,8 @@ class ICRMConfig(RewardConfig):
         padding_free: run a batch as few rows, each filled with whole responses, instead of one padded row a response.
             Losses and gradients are the same; time and memory go to real tokens. "auto": where a term is on and the
             model allows it (see `packing.layout_of`) and nothing is dropped out.
+        trained_length: tokens to which rows were cut before they came here; kept with the model, which cuts what it
+            scores alike. `max_length` when None.
         prefix_sharing: compute the prompt of a pair once: chosen and rejected response follow it in one row, each
             blind to the other. Losses and gradients are the same. "auto" as above; it needs `padding_free`.
     """
@@ -68,8 +70,11 @@ class ICRMConfig(RewardConfig):
     padding_free: str = _setting("padding_free", "Pack responses into full rows: auto, true or false.")
     prefix_sharing: str = _setting("prefix_sharing", "Compute the prompt of a pair once: auto, true or false.")
 
+    trained_length: int | None = field(default=None, metadata={"help": "Tokens to which the rows were cut before."})
+
     def __post_init__(self):
         super().__post_init__()
+        self.trained_length = self.trained_length or self.max_length
         if not 0.0 <= self.consistency_weight < 1.0:
             raise ValueError(f"consistency_weight must be in [0, 1), got {self.consistency_weight}")
         for name in OPTIONS:

@@ -7,12 +7,14 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
 )
+from transformers.utils import is_flash_attn_2_available
 from trl import RewardConfig
 
 from icrm_lib import runtime
@@ -25,11 +27,12 @@ from icrm_lib.language_model.checkpoints import (
     refuse_non_finite_weights,
     saving,
 )
-from icrm_lib.language_model.loading import SAFE
+from icrm_lib.language_model.loading import NO_CODE, SAFE
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.loading import load_reward_model
 from icrm_lib.training.config import ICRMConfig
+from icrm_lib.training.packing import layout_of
 from icrm_lib.training.trainer import ICRMTrainer
 
 # Settings that the trainer's configuration has beyond TRL's, by the same name.
@@ -46,7 +49,7 @@ def train_reward_model(
     folder: Path,
     seed: int,
     eval_dataset: Dataset | None = None,
-    max_length: int | None = None,
+    trained_length: int | None = None,
     bf16: bool | None = None,
     checkpoints: Path | None = None,
 ) -> ICRMTrainer:
@@ -63,7 +66,7 @@ def train_reward_model(
         folder: for the log.
         seed: of head, LoRA and data order.
         eval_dataset: evaluated after every epoch when given.
-        max_length: tokens; None where the data were cut when they were tokenised.
+        trained_length: tokens to which the data were cut when they were tokenised; the model keeps it.
         bf16: frozen weights and arithmetic in bfloat16; on a GPU if None.
         checkpoints: folder of checkpoints, of this training alone, written every `settings.save_steps` steps; one that
             is there already is resumed from.
@@ -88,7 +91,8 @@ def train_reward_model(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
-        max_length=max_length,
+        max_length=None,
+        trained_length=trained_length,
         bf16=bf16,
         use_cpu=not on_gpu,
         ddp_find_unused_parameters=False,  # every LoRA layer and the head are used in every step
@@ -102,6 +106,12 @@ def train_reward_model(
         center_rewards_coefficient=settings.center_rewards or None,
         **{name: getattr(settings, name) for name in TERMS},
     )
+    if not settings.quantization:
+        args.model_init_kwargs["attn_implementation"] = attention = _attention(settings)
+        # Methods without a term of ours are laid out as the others are: the same work for the same pairs.
+        config = AutoConfig.from_pretrained(str(base_model), attn_implementation=attention, **NO_CODE)
+        layout = layout_of(config, runtime.device(), args.padding_free, args.prefix_sharing)
+        args.padding_free, args.prefix_sharing = layout["padding_free"], layout["prefix_sharing"]
     model = _start(base_model, settings, args)
     if not isinstance(model, str):
         args.model_init_kwargs = None  # used up; the trainer would warn that it ignores them
@@ -174,6 +184,12 @@ def lora_config(settings: RewardModelSettings) -> LoraConfig:
     """LoRA on every linear layer but the head's."""
     mlp_head = r"(.*\.)?score(\..*)?"  # its layers are trained whole
     return causal.lora_config(settings, task_type="SEQ_CLS", exclude_modules=mlp_head)
+
+
+def _attention(settings: RewardModelSettings) -> str:
+    if settings.attn_implementation != "auto":
+        return settings.attn_implementation
+    return "flash_attention_2" if runtime.device() == "cuda" and is_flash_attn_2_available() else "sdpa"
 
 
 def _start(base_model: str | Path, settings: RewardModelSettings, args: ICRMConfig) -> str | PreTrainedModel:

@@ -119,7 +119,8 @@ class ICRMTrainer(RewardTrainer):
             )
         self._refuse_too_long()
         if reads(self.processing_class) == "closing":
-            without_adapter(self.model).config.icrm_reads = "closing"  # for whoever loads it: see RewardModel
+            config = without_adapter(self.model).config  # for whoever loads it: see RewardModel
+            config.icrm_reads, config.icrm_max_length = "closing", args.trained_length
         self.lm_head = None
         if args.sft_weight > 0:
             inner = without_adapter(self.model)

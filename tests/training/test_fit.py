@@ -71,7 +71,7 @@ def test_a_method_trains_and_only_lora_and_the_head_move(train, base_model, tmp_
     settings = method_settings(TINY, method)
     assert trainer.state.global_step == 2 and math.isfinite(final(tmp_path)["train_loss"])
     # every setting has reached the trainer; checkpoints are for trainings with a folder for them
-    for name in SHARED - {"save_steps"}:
+    for name in SHARED - {"save_steps", "padding_free", "prefix_sharing"}:
         assert getattr(trainer.args, name) == getattr(settings, name), name
     assert trainer.args.center_rewards_coefficient == (settings.center_rewards or None)
     assert ("margin" in trainer.train_dataset.column_names) == settings.margin

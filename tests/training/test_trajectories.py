@@ -92,7 +92,8 @@ def test_ten_steps_are_those_that_are_committed(base_model, tokenizer, rows, tmp
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(values)}" for name, values in found.items())
         file.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     kept = json.loads(file.read_text(encoding="utf-8"))
-    assert found.keys() == kept.keys()
+    # Since batches are laid out alike for all methods, those without a term of ours log these, too.
+    assert found.keys() - {"bt_loss", "token_reward_std"} <= kept.keys() <= found.keys()
     for name, values in kept.items():
         assert found[name] == pytest.approx(values, rel=TOLERANCE, abs=TOLERANCE), name
 
