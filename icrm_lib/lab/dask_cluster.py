@@ -2,10 +2,17 @@
 
 import os
 
+import joblib
 from distributed import Client, get_client
+from joblib._dask import DaskDistributedBackend
 
 from icrm_lib.lab.engines import Place
 from icrm_lib.lab.worker import work_elsewhere
+
+
+class _DaskBackend(DaskDistributedBackend):
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        return max(2, super().effective_n_jobs(n_jobs))  # joblib would compute the cells of a single worker here
 
 
 def place(workers: int | None, gpus: float) -> Place:
@@ -33,7 +40,8 @@ def place(workers: int | None, gpus: float) -> Place:
         raise ValueError(
             f"no worker of the Dask cluster has {gpus} of a GPU; start them with --resources GPU=1, or ask for less"
         )
-    return Place(slots, {"backend": "dask", "client": client, **asked}, work_elsewhere, lambda packed: packed)
+    joblib.register_parallel_backend("icrm_dask", _DaskBackend)
+    return Place(slots, {"backend": "icrm_dask", "client": client, **asked}, work_elsewhere, lambda packed: packed)
 
 
 def _client(workers: int | None) -> Client:

@@ -44,15 +44,27 @@ class Place:
         Raises:
             WorkerLost: a worker was lost, and with it what it was at; what the others were at is not yielded either.
         """
-        # Ray's backend computes in this process when it is given one worker: of two, one gets calls.
+        # joblib computes in this process when it is given one worker: of two, one gets calls.
         jobs = 1 if self.options["backend"] == "sequential" else max(2, self.slots)
         ahead = 2 * self.slots if self.slots > 1 else 1
         with joblib.parallel_config(**self.options):
             parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=ahead, return_as="generator_unordered")
+        own: list[Exception] = []
         try:
-            yield from parallel(joblib.delayed(function or self.work)(*call) for call in calls)
+            yield from parallel(joblib.delayed(function or self.work)(*call) for call in _remembering(calls, own))
         except Exception as error:
+            if own:
+                raise own[0] from None
             raise WorkerLost(f"{type(error).__name__}: {error}") from error
+
+
+def _remembering(calls: Iterable[tuple], errors: list[Exception]) -> Iterator[tuple]:
+    """Yield the calls; an error of theirs is no worker's."""
+    try:
+        yield from calls
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
 @dataclass(frozen=True)

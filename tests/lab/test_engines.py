@@ -79,8 +79,7 @@ def test_a_lost_worker_costs_its_cells_a_second_run_and_no_other(computed, monke
 def test_a_cell_that_ends_every_worker_ends_the_grid_after_some_tries(computed, monkeypatch, tmp_path):
     def place(self):
         computed.append("started")
-        raise_it = Place(1, {"backend": "sequential"}, work=_end)
-        return raise_it
+        return Place(1, {"backend": "sequential"}, work=_end)
 
     monkeypatch.setattr(Engine, "place", place)
     with pytest.raises(WorkerLost, match="ended"):
@@ -115,6 +114,15 @@ def test_a_cell_that_another_run_gave_up_is_computed_here(computed, monkeypatch,
     monkeypatch.setattr(records, "locked", lambda path: (lock.release(), real(path))[1])
     run_grid(MICRO, CELLS, tuned={}, folder=tmp_path, workers=0)
     assert sorted(computed) == sorted(cell.name for cell in CELLS)
+
+
+def test_an_error_in_what_is_to_be_computed_is_no_lost_worker():
+    def calls():
+        yield (0.0,)
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        list(Engine(workers=2).place().run(calls(), _pid_after))
 
 
 def test_results_come_as_they_are_finished_from_other_processes():
