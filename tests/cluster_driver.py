@@ -34,6 +34,7 @@ def start_ray() -> tuple[Callable[[], int], Callable[[], None]]:
     second = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     ray.init(cluster.address)
+    atexit.register(cluster.shutdown)  # else the next one on this machine looks for it
     return lambda: sum(n["Alive"] for n in ray.nodes()), lambda: cluster.remove_node(second, allow_graceful=False)
 
 
