@@ -5,13 +5,18 @@ PYTHON ?= python3
 PROFILE ?= smoke
 ONLY ?=
 ARGS ?=
+ENGINE ?= loky
+GPUS ?= 0
+FRESH ?=
 
 # What a person typed reaches a recipe as the value of a shell variable, so that neither make nor the shell reads
 # anything into it: a quote, a backtick or $(...) in ONLY is a part of a name that does not exist. ARGS is meant to be
 # shell words, quoted by whoever writes them.
-unexport PROFILE ONLY
+unexport PROFILE ONLY ENGINE GPUS FRESH
 export ICRM_PROFILE := $(value PROFILE)
 export ICRM_ONLY := $(value ONLY)
+export ICRM_ENGINE := $(value ENGINE)
+export ICRM_GPUS := $(value GPUS)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -48,8 +53,9 @@ test: $(STAMP)  ## run tests/, and execute every notebook and compare it with it
 soak: $(STAMP)  ## run the long tests: kills, 100,000 rows, a thousand steps, scripts in bench/
 	$(PYTEST) -m slow tests
 
-evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main]
-	$(BIN)/python -m icrm_lib.cli.evidence --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" --only "$$ICRM_ONLY"
+evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main] [ENGINE=ray] [GPUS=0.25] [FRESH=1]
+	$(BIN)/python -m icrm_lib.cli.evidence --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" \
+	  --only "$$ICRM_ONLY" --engine "$$ICRM_ENGINE" --gpus "$$ICRM_GPUS" $(if $(filter 1,$(value FRESH)),--fresh)
 
 # Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/

@@ -21,7 +21,8 @@ def project_root(start: str | Path | None = None) -> Path:
     """Return the folder that holds `pyproject.toml`, walking up from `start`.
 
     The working directory differs between papermill (the caller's), nbval and JupyterLab (the notebook's), so
-    nothing in the kit uses it as it is.
+    nothing in the kit uses it as it is. A worker of a grid on another machine is in no project: there `ICRM_ROOT`
+    names the folder that stands for it.
 
     Args:
         start: folder to start from; the current working directory when None.
@@ -29,6 +30,8 @@ def project_root(start: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError: no parent holds the project's `pyproject.toml`.
     """
+    if start is None and (root := os.environ.get("ICRM_ROOT")):
+        return Path(root)
     here = Path(start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if (folder / "pyproject.toml").is_file() and (folder / "icrm_lib").is_dir():
@@ -112,6 +115,16 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def processor_name() -> str:
+    """Return the processor's product name, or its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def processes() -> int:

@@ -24,6 +24,7 @@ from tiny import micro, micro_grid  # noqa: E402
 from icrm_lib import records  # noqa: E402
 from icrm_lib.generator import cache  # noqa: E402
 from icrm_lib.lab.artefacts import made_with  # noqa: E402
+from icrm_lib.lab.cell import code  # noqa: E402
 from icrm_lib.lab.cells import Cell  # noqa: E402
 from icrm_lib.lab.grid import run_grid  # noqa: E402
 from icrm_lib.lab.workspace import Workspace  # noqa: E402
@@ -120,6 +121,7 @@ def main() -> None:
     random.seed(0)
     for noun in ("data", "models", "workspace"):
         made_with(f"icrm_lib.lab.{noun}")  # remembered by the children: the code may be edited while they run
+    code()
     begin = time.perf_counter()
     finish(job, folder / "reference")
     seconds = time.perf_counter() - begin

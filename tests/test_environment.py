@@ -135,5 +135,6 @@ def third_party_imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "icrm_lib").rglob("*.py")), ids=lambda path: path.stem)
 def test_what_the_library_imports_is_declared(path):
-    optional = set(PROJECT["project"]["optional-dependencies"]) - {"test"}
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = set().union(*(pins(lines) for name, lines in extras.items() if name != "test"))
     assert third_party_imports(path) - set(RUNTIME) - optional == set()

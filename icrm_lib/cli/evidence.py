@@ -5,14 +5,34 @@ python -m icrm_lib.cli.evidence --profile lab --only main,policy
 
 import argparse
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from icrm_lib import runtime
 from icrm_lib.lab.cells import purpose_of, studies
+from icrm_lib.lab.engines import Engine
 from icrm_lib.profiles import Profile, load_profile
 
 
-def parse(arguments: list[str] | None = None) -> tuple[Profile, list[str]]:
-    """Read the command line: the profile, and the names of the studies; unknown ones are refused with the nearest."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        profile: of the grid.
+        chosen: names of studies.
+        engine: where cells are computed.
+        fresh: train every cell again, in a folder of its own.
+    """
+
+    profile: Profile
+    chosen: list[str]
+    engine: Engine
+    fresh: bool
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Read the command line; unknown names of profiles and studies are refused with the nearest."""
     parser = argparse.ArgumentParser(
         prog="python -m icrm_lib.cli.evidence",
         description=__doc__,
@@ -20,6 +40,11 @@ def parse(arguments: list[str] | None = None) -> tuple[Profile, list[str]]:
     )
     parser.add_argument("--profile", default="lab", help="a file of profiles/ without its ending (default: lab)")
     parser.add_argument("--only", default="", help=f"studies, separated by commas: {', '.join(studies())}")
+    parser.add_argument("--engine", default="loky", help="where cells are computed: loky (this machine), ray, dask")
+    parser.add_argument("--gpus", default=0.0, type=float, help="how much of a GPU a cell takes (default: 0)")
+    parser.add_argument(
+        "--fresh", action="store_true", help="train every cell again, in a folder of its own, and compare"
+    )
     options = parser.parse_args(arguments)
     known = list(studies())
     chosen = [name.strip() for name in options.only.split(",") if name.strip()] or known
@@ -27,26 +52,54 @@ def parse(arguments: list[str] | None = None) -> tuple[Profile, list[str]]:
         if name not in known:
             parser.error(f"unknown study {name!r}; {runtime.nearest(name, known)}")
     try:
-        return load_profile(options.profile), chosen
+        engine = Engine(options.engine, gpus=options.gpus)
+        return Options(load_profile(options.profile), chosen, engine, options.fresh)
     except ValueError as error:
         parser.error(str(error))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run all studies of a profile, or those named."""
-    profile, chosen = parse(arguments)
+    options = parse(arguments)
     runtime.quiet()
     import torch
 
+    from icrm_lib.lab.cell import cells_folder
     from icrm_lib.lab.grid import run_grid, tune
 
-    begin, grid = time.monotonic(), studies()
+    begin, grid, profile = time.monotonic(), studies(), options.profile
     torch.set_num_threads(1)  # the base models are made here: with the threads of the workers, whatever the machine has
-    tuned = tune(profile, [cell for name in chosen for cell in grid[name]])
-    for purpose in dict.fromkeys(map(purpose_of, chosen)):
-        cells = [cell for name in chosen if purpose_of(name) == purpose for cell in grid[name]]
-        run_grid(profile, cells, tuned=tuned, purpose=purpose)
-    print(f"{', '.join(chosen)}: finished after {(time.monotonic() - begin) / 60:.0f} min")
+    purposes = list(dict.fromkeys(map(purpose_of, options.chosen)))
+    folders = {purpose: cells_folder(profile, purpose) for purpose in ["evidence", *purposes]}
+    if options.fresh:
+        folders = {purpose: _fresh(folder) for purpose, folder in folders.items()}
+    where = {"engine": options.engine.name, "gpus": options.engine.gpus}
+    wanted = [cell for name in options.chosen for cell in grid[name]]
+    tuned = tune(profile, wanted, folder=folders["evidence"], **where)
+    for purpose in purposes:
+        cells = [cell for name in options.chosen if purpose_of(name) == purpose for cell in grid[name]]
+        run_grid(profile, cells, tuned=tuned, purpose=purpose, folder=folders[purpose], **where)
+    print(f"{', '.join(options.chosen)}: finished after {(time.monotonic() - begin) / 60:.0f} min")
+    if options.fresh:
+        for purpose in purposes:
+            _compare(cells_folder(profile, purpose), folders[purpose])
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder beside it for records of this commit."""
+    from icrm_lib import records
+
+    return folder.parent / runtime.plain_name(f"fresh-{records.environment()['commit']}") / folder.name
+
+
+def _compare(old: Path, new: Path) -> None:
+    from icrm_lib.report.comparison import compare_folders
+
+    print(f"\n{runtime.display_path(old)} and {runtime.display_path(new)}")
+    try:
+        print(compare_folders(old, new).to_string(index=False, float_format="{:.4g}".format))
+    except ValueError as error:
+        print(error)
 
 
 if __name__ == "__main__":

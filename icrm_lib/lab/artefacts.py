@@ -94,9 +94,29 @@ def _of_first(value: Any) -> Any:
 
 
 @cache
+def machine() -> dict[str, Any]:
+    """Return what of a machine an artefact depends on: versions and kind of device."""
+    return {"versions": runtime.versions(), "device": runtime.device()}
+
+
+@cache
 def made_with(module: str) -> dict[str, Any]:
     """Return what an artefact depends on beside its settings: versions, kind of device, and the code of its maker."""
-    return {"versions": runtime.versions(), "device": runtime.device(), "code": code_fingerprint(module)}
+    return {**(_MACHINE or machine()), "code": code_fingerprint(module)}
+
+
+_MACHINE: dict[str, Any] = {}
+
+
+def adopt(other: dict[str, Any]) -> None:
+    """Take the artefacts of another machine for this one's: what was made there is not made here again.
+
+    Args:
+        other: `machine()` of where they were made.
+    """
+    _MACHINE.clear()
+    _MACHINE.update(other)
+    made_with.cache_clear()
 
 
 def is_file(source: str) -> bool:

@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from icrm_lib import records, runtime
 from icrm_lib.lab import held_out, picks, policies
+from icrm_lib.lab.artefacts import code_fingerprint
 from icrm_lib.lab.cells import ENSEMBLE_SIZE, ROLLOUTS, TRUTH, VERSION, WEIGHTS, Cell
 from icrm_lib.lab.held_out import true_rewards
 from icrm_lib.lab.inputs import base_model, compare_weights, training_rows, training_workspace
@@ -27,14 +28,15 @@ from icrm_lib.training import train_reward_model
 
 # What the cells of a study are for, asked here alone. A purpose is a module with `constants(profile, cell)`, what of
 # its code decides the numbers and so stands in a record; `prepare(profile)`, which makes what its cells share before
-# several processes want it; and `measure(profile, cell, rewards, folder)`, the metrics of a record.
+# several processes want it, and says where it lies; and `measure(profile, cell, rewards, folder)`, the metrics of a
+# record.
 PURPOSES = {"evidence": held_out, "best_of_n": picks, "policy": policies}
 
 
-def run_cell(
-    profile: Profile, cell: Cell, settings: RewardModelSettings, path: Path, purpose: str = "evidence"
-) -> Path:
-    """Train and measure one cell, and write its record."""
+def compute_cell(
+    profile: Profile, cell: Cell, settings: RewardModelSettings, purpose: str = "evidence"
+) -> dict[str, Any]:
+    """Train and measure one cell, and return its record; where it is kept, `grid` decides."""
     if cell.method == WEIGHTS:
         metrics = {"weights": compare_weights(profile, cell)}
     else:
@@ -43,14 +45,20 @@ def run_cell(
             begin = time.perf_counter()
             metrics = PURPOSES[purpose].measure(profile, cell, rewards, Path(folder))
         metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
-    record = {
+    return {
         "config": cell_config(profile, cell, settings, purpose),
-        # Not part of what makes a cell finished: the same settings give another base model on another machine.
+        # Not part of what makes a cell finished: the same settings give another base model on another machine, and
+        # most changes of the code change no number.
         "base_model": model_fingerprint(base_model(profile, cell.base)),
+        "code": code(),
         "environment": records.environment(),
         "metrics": plain(metrics),
     }
-    return records.write_json(path, record, compact=True)
+
+
+def code() -> str:
+    """Return a hash of this module and of all that it imports of the kit: the code behind a record."""
+    return code_fingerprint(__name__)
 
 
 def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: Path) -> tuple[TokenScorer, float]:

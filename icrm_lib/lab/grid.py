@@ -5,25 +5,26 @@ computed. Tuning is a grid, too: of trials, on validation pairs whose labels are
 """
 
 import logging
-import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
-from icrm_lib import records, runtime
-from icrm_lib.lab.cell import PURPOSES, cell_config, cells_folder, is_finished, run_cell
+from icrm_lib import records
+from icrm_lib.lab.artefacts import machine
+from icrm_lib.lab.cell import cell_config, cells_folder, code, is_finished
 from icrm_lib.lab.cells import Cell, tuned_as, tuning_cells
+from icrm_lib.lab.engines import Engine, Place, WorkerLost
 from icrm_lib.lab.held_out import VALIDATION
-from icrm_lib.lab.inputs import base_model, generator_workspace, settings_of, training_workspace
+from icrm_lib.lab.inputs import settings_of
+from icrm_lib.lab.luggage import Luggage, pack
+from icrm_lib.lab.worker import Job
 from icrm_lib.profiles import Profile
 
 logger = logging.getLogger(__name__)
+
+TRIES = 3  # a cluster takes a while to see that a machine is gone; but a cell that ends every worker must not go on
 
 
 def run_grid(
@@ -34,8 +35,12 @@ def run_grid(
     purpose: str = "evidence",
     folder: Path | None = None,
     workers: int | None = None,
+    engine: str = "loky",
+    gpus: float = 0.0,
 ) -> dict[Cell, Path]:
     """Run the cells that are not finished, several at a time, one thread each.
+
+    Two runs may share a folder: they share the cells, too. This process writes the records.
 
     Args:
         profile: of the grid.
@@ -43,102 +48,106 @@ def run_grid(
         tuned: by method, the settings that tuning chose.
         purpose: what to measure, one of `cell.PURPOSES`.
         folder: where records lie; `cells_folder(profile, purpose)` when None.
-        workers: processes; the number of cores when None. 0 runs the cells in this process.
+        workers, engine, gpus: where cells are computed, see `engines.Engine`.
 
     Returns:
         the record of every cell. A cell that fails is reported, the others still run, and then the first error is
         raised.
     """
-    folder = folder or cells_folder(profile, purpose)
+    folder, chosen = folder or cells_folder(profile, purpose), Engine(engine, workers, gpus)
     paths = {cell: folder / f"{cell.name}.json" for cell in cells}
     settings = {cell: settings_of(profile, cell, tuned) for cell in paths}
-
-    def waiting() -> list[Cell]:
-        configs = {cell: cell_config(profile, cell, settings[cell], purpose) for cell in paths}
-        return [cell for cell, path in paths.items() if not is_finished(path, configs[cell])]
-
-    if waiting():
-        with records.locked(folder):
-            if still := waiting():  # not finished by another run meanwhile
-                _make_what_they_share(profile, still, purpose)
-                jobs = {cell: (profile, cell, settings[cell], paths[cell], purpose) for cell in still}
-                _run_all(jobs, len(paths), os.cpu_count() or 1 if workers is None else workers)
+    jobs = {c: Job(profile, c, settings[c], purpose, code(), machine()) for c, p in paths.items()}
+    grid = _Grid(jobs, paths)
+    if grid.waiting():
+        grid.run(chosen)
     return paths
 
 
-def _make_what_they_share(profile: Profile, cells: Iterable[Cell], purpose: str) -> None:
-    wanted = {"base"}.union(*({cell.base, cell.generator} for cell in cells))
-    for kind in ("base", "small", "under-trained", "double"):
-        if kind in wanted:
-            base_model(profile, kind)
-    PURPOSES[purpose].prepare(profile)
+class _Grid:
+    """The cells of one call, with what became of them.
 
+    Args:
+        jobs: what to compute.
+        paths: where each record belongs.
+    """
 
-def _run_all(jobs: dict[Cell, tuple], total: int, workers: int) -> None:
-    failures = []
-    with tqdm(total=total, initial=total - len(jobs), desc="cells", unit="cell", smoothing=0.05, mininterval=1) as bar:
-        for cell, error in _in_processes(jobs, workers) if workers else _one_by_one(jobs):
-            if error:  # the other cells are worth having, whatever went wrong with this one
-                logger.error("cell %s failed: %s", cell.name, error)
-                failures.append(error)
-            bar.update()
-    if failures:
-        raise failures[0]
+    def __init__(self, jobs: dict[Cell, Job], paths: dict[Cell, Path]):
+        self.jobs, self.paths = jobs, paths
+        self.configs = {c: cell_config(j.profile, c, j.settings, j.purpose) for c, j in jobs.items()}
+        self.failed: dict[Cell, Exception] = {}
+        self.held: dict[Cell, FileLock] = {}  # from when a worker gets a cell until its record is written
+        self.in_vain = 0  # workers lost since a cell was finished
 
+    def waiting(self) -> list[Cell]:
+        """The cells without a record that did not fail here."""
+        return [c for c, path in self.paths.items() if c not in self.failed and not is_finished(path, self.configs[c])]
 
-def _one_by_one(jobs: dict[Cell, tuple]) -> Iterator[tuple[Cell, Exception | None]]:
-    for cell, job in jobs.items():
+    def run(self, engine: Engine) -> None:
+        """Go on until no cell waits; then raise the first error of those that failed."""
+        still = self.waiting()
+        luggage = pack([self.jobs[cell] for cell in still], engine.workers)
+        options = {"desc": "cells", "unit": "cell", "smoothing": 0.05, "mininterval": 1}
+        with tqdm(total=len(self.paths), initial=len(self.paths) - len(still), **options) as bar:
+            while still:
+                self._round(engine.place(), luggage, bar)
+                left = self.waiting()
+                if left == still:
+                    with records.locked(self.paths[left[0]]):  # another run has all that wait: until it is done
+                        pass
+                still = left
+                bar.update(len(self.paths) - len(still) - bar.n)
+        if self.failed:
+            raise next(iter(self.failed.values()))
+
+    def _round(self, place: Place, luggage: Luggage, bar: tqdm) -> None:
+        """Run the cells that wait and that no other run has, until they are done or a worker is lost."""
         try:
-            run_cell(*job)
-        except Exception as error:
-            yield cell, error
-        else:
-            yield cell, None
+            for cell, found in place.run(luggage.calls(self._claimed(), place)):
+                if isinstance(found, Exception):
+                    logger.error("cell %s failed: %s", cell.name, found)
+                    self.failed[cell] = found
+                else:
+                    records.write_json(self.paths[cell], found, compact=True)
+                self.held.pop(cell).release()
+                bar.update()
+                self.in_vain = 0
+        except WorkerLost as error:
+            self.in_vain += 1
+            if self.in_vain > TRIES:
+                raise
+            logger.warning("a worker was lost with its cells, which are run again: %s", error)
+        finally:
+            while self.held:
+                self.held.popitem()[1].release()
 
-
-def _in_processes(jobs: dict[Cell, tuple], workers: int) -> Iterator[tuple[Cell, BaseException | None]]:
-    """The same in new processes of one thread each, which end with this one."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker) as pool:
-        shared = {(job[0], Cell("icrm", c.seed, data=c.data, pairs=c.pairs, base=c.base)) for c, job in jobs.items()}
-        list(pool.map(_prepare, *zip(*shared, strict=True)))
-        running = {pool.submit(run_cell, *job): cell for cell, job in jobs.items()}
-        for future in as_completed(running):
-            yield running[future], future.exception()
-
-
-def start_worker() -> None:
-    """Make a process a worker."""
-    # One thread a process: two processes of one thread do more than two of two on two cores.
-    os.environ["ICRM_UNATTENDED"] = "1"
-    runtime.quiet()
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    # A worker whose parent was killed would go on for hours, and beside the next run.
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _prepare(profile: Profile, cell: Cell) -> None:
-    """Make what the cells of one seed share, so that two workers never make it at once."""
-    rows = training_workspace(profile, cell).tokenized["train"]
-    for statistic in ("logprobs",) if cell.pairs else ("logprobs", "negentropies", "logmargins"):
-        generator_workspace(profile, cell).add_logprobs(rows, statistic)
+    def _claimed(self) -> Iterator[Job]:
+        for cell in self.waiting():
+            lock = records.claim(self.paths[cell])
+            if lock is None:
+                continue
+            if is_finished(self.paths[cell], self.configs[cell]):  # by another run, just before
+                lock.release()
+                continue
+            self.held[cell] = lock
+            yield self.jobs[cell]
 
 
 def tune(
-    profile: Profile, cells: Iterable[Cell], *, folder: Path | None = None, workers: int | None = None
+    profile: Profile,
+    cells: Iterable[Cell],
+    *,
+    folder: Path | None = None,
+    workers: int | None = None,
+    engine: str = "loky",
+    gpus: float = 0.0,
 ) -> dict[str, dict[str, float]]:
     """Run the trials of what some cells need tuned, and choose by accuracy on the noisy labels of validation pairs.
 
     Args:
         profile: of the grid.
         cells: whose methods are tuned.
-        folder, workers: see `run_grid`.
+        folder, workers, engine, gpus: see `run_grid`.
 
     Returns:
         by `tuned_as`, the chosen settings; ties go to the first trial.
@@ -146,7 +155,7 @@ def tune(
     wanted = {tuned_as(cell) for cell in cells}
     trials = {name: options for name, options in tuning_cells().items() if name in wanted}
     every = [cell for options in trials.values() for trial in options for cell in trial]
-    paths = run_grid(profile, every, tuned={}, folder=folder, workers=workers)
+    paths = run_grid(profile, every, tuned={}, folder=folder, workers=workers, engine=engine, gpus=gpus)
 
     def accuracy(trial: list[Cell]) -> float:
         counts = [records.read_json(paths[cell])["metrics"]["accuracy"][VALIDATION] for cell in trial]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from datasets import Dataset
 from scipy.stats import spearmanr
 
 from icrm_lib.generator import columns, model_scorer
-from icrm_lib.lab.cells import EVERY_METHOD, ROLLOUTS, Cell, tuned_as
+from icrm_lib.generator.cache import CACHE_FILE
+from icrm_lib.lab.cells import EVERY_METHOD, ROLLOUTS, TRUTH, WEIGHTS, Cell, tuned_as
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.profiles import Profile, RewardModelSettings
@@ -118,6 +120,31 @@ def with_weights(profile: Profile, cell: Cell, rows: Dataset, statistic: str = "
     for name, side in zip(columns(statistic), responses, strict=True):
         rows = rows.add_column(name, [logprobs[ids] for ids in side])
     return rows
+
+
+def weights_read(cell: Cell, settings: RewardModelSettings) -> tuple[tuple[str, ...], str]:
+    """Return whose answers about its training tokens a cell reads, and which statistic of them."""
+    if cell.method == WEIGHTS:
+        return ("exact", cell.generator), "logprobs"
+    if cell.method in TRUTH or not reads_generator(settings):
+        return (), "logprobs"
+    return (cell.generator,), statistic_of(settings)
+
+
+def artefacts_read(profile: Profile, cell: Cell, settings: RewardModelSettings) -> list[Path]:
+    """Make what a cell's training reads of the disk, and return where it lies: models, and generators' answers."""
+    paths = {Path(base_model(profile)), Path(base_model(profile, cell.base))}
+    generators, statistic = weights_read(cell, settings)
+    for generator in generators:
+        asked = replace(cell, generator=generator)
+        rows = with_weights(profile, asked, training_workspace(profile, cell).tokenized["train"], statistic)
+        paths |= {
+            Path(file["filename"]).parent for file in rows.cache_files if Path(file["filename"]).name == CACHE_FILE
+        }
+        if generator not in ("exact", "unigram", "another language"):
+            workspace = generator_workspace(profile, asked)
+            paths |= {Path(workspace.base_model), Path(workspace.generator)}
+    return sorted(paths)
 
 
 def compare_weights(profile: Profile, cell: Cell) -> dict[str, float]:

@@ -31,9 +31,11 @@ def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
     return found | {"cuts": (CUTS_AT, KEEPS), "ns": NS}
 
 
-def prepare(profile: Profile) -> None:
+def prepare(profile: Profile) -> list[Path]:
     """See `cell.PURPOSES`: the candidates are sampled once."""
     pool_of(profile)
+    workspace = policy_workspace(profile)
+    return [Path(workspace.base_model), workspace.samples_file(_drawn(workspace, CANDIDATES))]
 
 
 def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
@@ -69,15 +71,16 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
             prompt as many as for the worst one.
         limit: prompts of each split; all when None.
     """
-    tokenizer, longest = workspace.tokenizer, workspace.profile.downstream.max_new_tokens
+    tokenizer, settings = workspace.tokenizer, _drawn(workspace, candidates)
     validation, test = (workspace.prompts(split)[:limit] for split in ("validation", "test"))
     prompts = [*validation, *test]
-    settings = SamplingSettings(n=candidates, max_new_tokens=longest)
     samples = workspace.samples(prompts, settings)
     samples = samples[samples["finished"]]
     counts = samples.groupby("prompt").size().reindex(range(len(prompts)), fill_value=0)
     if counts.min() == 0:
-        raise ValueError(f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {longest} tokens")
+        raise ValueError(
+            f"no response to {prompts[counts.idxmin()][-1]['content']!r} ended within {settings.max_new_tokens} tokens"
+        )
     kept = int(counts.min())
     samples = samples.groupby("prompt").head(kept).sort_values(["prompt", "index"])
     talks = replied([prompts[i] for i in samples["prompt"]], samples["response"])
@@ -89,6 +92,10 @@ def sample_pool(workspace: Workspace, *, candidates: int = CANDIDATES, limit: in
         lengths=np.array([len(row.input_ids) - row.prompt_length for row in tokens]).reshape(len(prompts), kept),
         validation=np.arange(len(prompts)) < len(validation),
     )
+
+
+def _drawn(workspace: Workspace, candidates: int) -> SamplingSettings:
+    return SamplingSettings(n=candidates, max_new_tokens=workspace.profile.downstream.max_new_tokens)
 
 
 @cache

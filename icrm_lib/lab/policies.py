@@ -41,9 +41,11 @@ def constants(profile: Profile, cell: Cell) -> dict[str, Any]:
     return found | {"kinds": _kinds(cell)}
 
 
-def prepare(profile: Profile) -> None:
+def prepare(profile: Profile) -> list[Path]:
     """See `cell.PURPOSES`: the samples of the training prompts are drawn once."""
-    training_samples(policy_workspace(profile))
+    workspace = policy_workspace(profile)
+    training_samples(workspace)
+    return [Path(workspace.base_model), workspace.samples_file(_drawn(workspace))]
 
 
 def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
@@ -131,9 +133,12 @@ def score_talks(
 
 def training_samples(workspace: Workspace) -> pd.DataFrame:
     """Return the base model's samples of the training prompts; drawn once and kept in `runs/`."""
+    return workspace.samples(workspace.prompts("train"), _drawn(workspace))
+
+
+def _drawn(workspace: Workspace) -> SamplingSettings:
     longest = workspace.profile.downstream.max_new_tokens
-    settings = SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
-    return workspace.samples(workspace.prompts("train"), settings)
+    return SamplingSettings(n=GROUP * GROUPS, max_new_tokens=longest, seed=1)
 
 
 def _pairs_right(workspace: Workspace, pairs: Dataset) -> float:

@@ -146,9 +146,13 @@ class Workspace(Data):
 
     def samples(self, prompts: Sequence[Conversation], settings: SamplingSettings) -> pd.DataFrame:
         """Return the base model's responses to some prompts (see `sample`); drawn once, kept among the artefacts."""
+        model = load_causal_lm(self.base_model).eval()
+        return sample(model, self.tokenizer, prompts, settings, self.samples_file(settings))
+
+    def samples_file(self, settings: SamplingSettings) -> Path:
+        """Return where they are kept, drawn or not."""
         key = {"policy": model_fingerprint(self.base_model), "settings": asdict(settings)}
-        path = self.artefacts.path("samples", key).with_suffix(".jsonl")
-        return sample(load_causal_lm(self.base_model).eval(), self.tokenizer, prompts, settings, path)
+        return self.artefacts.path("samples", key).with_suffix(".jsonl")
 
     def judge(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """Say what responses are worth: gold scores on the testbed, else the rewards of the profile's judge.

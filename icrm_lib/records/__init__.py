@@ -9,12 +9,13 @@ from icrm_lib.records.files import (
     write_bytes,
     write_json,
 )
-from icrm_lib.records.folders import MANIFEST, is_sealed, key_of, locked, seal, sealed_folder
+from icrm_lib.records.folders import MANIFEST, claim, is_sealed, key_of, locked, seal, sealed_folder
 from icrm_lib.records.runs import environment, write_record
 
 __all__ = [
     "MANIFEST",
     "checksum",
+    "claim",
     "environment",
     "explained",
     "file_checksum",

@@ -99,16 +99,30 @@ def locked(path: str | Path) -> Iterator[None]:
 
     The lock is the operating system's, on a file in `.locks` beside it, and ends with the process that holds it.
     """
-    path = Path(path)
-    lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
-    with explained(path):
-        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            logger.warning("another run is writing %s; waiting for it", runtime.display_path(path))
+    lock = claim(path)
+    if lock is None:
+        logger.warning("another run is writing %s; waiting for it", runtime.display_path(path))
+        lock = _lock(Path(path))
+        with explained(path):
             lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+def claim(path: str | Path) -> FileLock | None:
+    """Take the same lock without waiting: it is to be released, by any thread; None while another run has it."""
+    path = Path(path)
+    lock = _lock(path)
+    with explained(path):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+    return lock
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path.parent / ".locks" / f"{path.name}.lock", thread_local=False)

@@ -9,12 +9,13 @@ from icrm_lib.records.files import write_json
 
 
 def environment() -> dict[str, Any]:
-    """Return what a number depends on beside its configuration: versions, device, threads, commit."""
+    """Return what a number depends on beside its configuration: versions, device, processor, threads, commit."""
     import torch
 
     return {
         "versions": runtime.versions(),
         "device": runtime.device_name(),
+        "processor": runtime.processor_name(),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }

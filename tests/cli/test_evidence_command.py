@@ -2,8 +2,10 @@
 
 import pytest
 
+from icrm_lib import records
 from icrm_lib.cli import evidence
 from icrm_lib.lab import grid
+from icrm_lib.profiles import Profile
 
 
 @pytest.mark.parametrize(
@@ -11,6 +13,8 @@ from icrm_lib.lab import grid
     [
         (["--only", "mian"], "unknown study 'mian'; did you mean 'main'?"),
         (["--profile", "labb"], "unknown profile 'labb'; did you mean 'lab'?"),
+        (["--engine", "rey"], "unknown engine 'rey'; did you mean 'ray'?"),
+        (["--gpus", "2"], "a cell cannot take 2.0 of a GPU; give a share between 0 and 1"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(capsys, arguments, message):
@@ -20,6 +24,29 @@ def test_unknown_names_are_refused_with_the_nearest(capsys, arguments, message):
 
 
 def test_committed_studies_are_finished(monkeypatch, capsys):
-    monkeypatch.setattr(grid, "_run_all", lambda *_: pytest.fail("a committed cell would be run again"))
+    monkeypatch.setattr(grid, "pack", lambda *_: pytest.fail("a committed cell would be run again"))
     evidence.main(["--only", "compute, policy"])
     assert capsys.readouterr().out.startswith("compute, policy: finished after 0 min")
+
+
+def test_fresh_cells_lie_in_a_folder_of_their_own_and_are_compared(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def run(profile, cells, *, folder, **options):
+        calls.append((folder, options["engine"], options["gpus"]))
+        records.write_json(folder / "bt-seed_0.json", {"metrics": {"tokens": {"smoothness": {"within": 0.25}}}})
+        return {}
+
+    monkeypatch.setattr(grid, "run_grid", run)
+    monkeypatch.setattr(grid, "tune", run)
+    monkeypatch.setenv("ICRM_ROOT", str(tmp_path))  # no repository: the commit is unknown
+    old = tmp_path / "results" / "lab" / "policy" / "bt-seed_0.json"
+    records.write_json(old, {"metrics": {"tokens": {"smoothness": {"within": 0.5}}}})
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "load_profile", lambda name: Profile("lab"))
+        evidence.main(["--only", "policy", "--fresh", "--engine", "ray", "--gpus", "0.5"])
+    fresh = tmp_path / "results" / "lab" / "fresh-unknown"
+    assert calls == [(fresh / "evidence", "ray", 0.5), (fresh / "policy", "ray", 0.5)]
+    said = capsys.readouterr().out
+    assert "results/lab/policy and results/lab/fresh-unknown/policy" in said
+    assert [line.split() for line in said.splitlines()][-1] == ["smoothness", "1", "0.5", "0.25", "-0.25"]

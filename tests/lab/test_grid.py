@@ -14,7 +14,7 @@ from tiny import micro_grid
 
 import icrm_lib
 from icrm_lib import records
-from icrm_lib.lab import grid
+from icrm_lib.lab import cell as cell_module
 from icrm_lib.lab.cell import cell_config, cells_folder, is_finished
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.grid import run_grid, tune
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("own_root")
 
 
 def test_tuning_takes_the_trial_with_the_best_validation_accuracy_and_tunes_only_what_is_asked(monkeypatch, tmp_path):
-    def fake(profile, cell, settings, path, purpose):
+    def fake(profile, cell, settings, purpose):
         right = {0.003: 20, 0.006: 24}.get(settings.learning_rate, 0) - (settings.consistency_weight == 0.6)
         metrics = {"accuracy": {VALIDATION: {"right": [right], "count": [30]}}}
-        records.write_json(path, {"config": cell_config(profile, cell, settings), "metrics": metrics})
+        return {"config": cell_config(profile, cell, settings), "metrics": metrics}
 
-    monkeypatch.setattr(grid, "run_cell", fake)
+    monkeypatch.setattr(cell_module, "compute_cell", fake)
     tuned = tune(MICRO, [Cell("icrm_entropy", 0)], folder=tmp_path, workers=0)
     assert tuned == {"icrm": {"learning_rate": 0.006, "consistency_weight": 0.3}}
     assert len(list(tmp_path.glob("*.json"))) == 8
@@ -40,8 +40,8 @@ def test_a_finished_cell_is_not_run_again_and_a_changed_or_damaged_one_is(monkey
     cells = [Cell("bt", 7), Cell("frozen_mlp", 7)]
     paths = run_grid(MICRO, cells, tuned={}, workers=0)
     ran = []
-    real = grid.run_cell
-    monkeypatch.setattr(grid, "run_cell", lambda p, c, s, *rest: ran.append(c.name) or real(p, c, s, *rest))
+    real = cell_module.compute_cell
+    monkeypatch.setattr(cell_module, "compute_cell", lambda p, c, *rest: ran.append(c.name) or real(p, c, *rest))
     before = paths[cells[0]].read_bytes()
     assert run_grid(MICRO, cells, tuned={}, workers=0) == paths and ran == []
     paths[cells[0]].write_text('{"config": ')

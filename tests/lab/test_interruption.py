@@ -70,14 +70,15 @@ def test_the_second_run_waits_and_says_so(tmp_path, caplog):
 
 
 ORPHANS = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from icrm_lib.lab.grid import start_worker
+import os, time
+from icrm_lib.lab.engines import Engine
+def pid(seconds):
+    time.sleep(seconds)
+    return os.getpid()
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=start_worker) as pool:
-        print(*[future.result() for future in [pool.submit(os.getpid) for _ in range(8)]], flush=True)
-        time.sleep(60)
+    found = Engine(workers=2).place().run([(seconds,) for seconds in (1, 1, 60, 60)], pid)
+    print(next(found), next(found), flush=True)
+    time.sleep(60)
 """
 
 

@@ -32,10 +32,10 @@ def test_a_setting_that_came_later_does_not_undo_a_record_while_it_has_its_defau
 
 
 def test_every_committed_record_is_finished_and_has_its_cell(monkeypatch):
-    def missing(profile, cells, purpose):
-        raise AssertionError(f"{purpose}: not finished: {[cell.name for cell in cells]}")
+    def missing(jobs, workers):
+        raise AssertionError(f"{jobs[0].purpose}: not finished: {[job.cell.name for job in jobs]}")
 
-    monkeypatch.setattr(grid, "_make_what_they_share", missing)
+    monkeypatch.setattr(grid, "pack", missing)
     profile, grid_of = load_profile("lab"), studies()
     tuned = tune(profile, [cell for cells in grid_of.values() for cell in cells], workers=0)
     recorded = {purpose: set(cells_folder(profile, purpose).glob("*.json")) for purpose in PURPOSES}

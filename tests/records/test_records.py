@@ -191,7 +191,7 @@ def test_record_round_trip_with_what_the_numbers_depend_on(root):
     environment = record["environment"]
     assert environment["versions"] == runtime.versions() and environment["threads"] >= 1
     assert environment["commit"] == "unknown"  # this folder is no git repository
-    assert set(environment) == {"versions", "device", "threads", "commit"}
+    assert set(environment) == {"versions", "device", "processor", "threads", "commit"} and environment["processor"]
 
 
 def test_commit_is_the_repositorys(tmp_path, monkeypatch):

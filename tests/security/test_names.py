@@ -96,7 +96,8 @@ def test_make_passes_a_value_on_as_it_is(verb, value, by, tmp_path):
     python.chmod(0o755)
     (tmp_path / ".venv/.installed").touch()
     (tmp_path / ".venv/bin").touch()
-    takes = {"plan": ["PROFILE"], "refresh": ["ONLY"]}.get(verb, ["ONLY", "PROFILE"])
+    takes = {"plan": ["PROFILE"], "refresh": ["ONLY"], "evidence": ["ONLY", "PROFILE", "ENGINE", "GPUS"]}
+    takes = takes.get(verb, ["ONLY", "PROFILE"])
     typed = dict.fromkeys(takes, value)
     arguments = [f"{name}={text}" for name, text in typed.items()] if by == "argument" else []
     environment = os.environ | (typed if by == "environment" else {})
