@@ -135,8 +135,8 @@ def is_finished(path: Path, config: dict) -> bool:
     How batches are laid out decides no number.
     """
     defaults = {"settings": asdict(RewardModelSettings()), "profile": Profile("").config()}
-    config = {**config, "settings": {k: v for k, v in config["settings"].items() if k not in LAYOUT}}
     try:
+        config = {**config, "settings": {k: v for k, v in config["settings"].items() if k not in LAYOUT}}
         stored = records.read_json(path)["config"]
         stored = {**stored, "settings": {k: v for k, v in stored["settings"].items() if k not in LAYOUT}}
         return stored == _as_known(config, stored, plain(defaults))

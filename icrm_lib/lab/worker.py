@@ -3,9 +3,9 @@
 Nothing here loads torch before `start_worker` has quieted the libraries.
 """
 
+import copy
 import io
 import os
-import pickle
 import shutil
 import tarfile
 import tempfile
@@ -127,11 +127,13 @@ _LOCKS: list = []
 
 
 def _sendable(error: Exception) -> Exception:
+    """Return an error that another process can build again, from its class and its arguments as `copy` does."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.copy(error)
+        plain = not error.__dict__ and all(isinstance(part, str | int | float | None) for part in error.args)
     except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        plain = False
+    return error if plain else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def archive(path: Path) -> np.ndarray:

@@ -166,12 +166,18 @@ class RewardModel:
         self, conversations: Sequence[Conversation], max_length: int | None, *, offsets: bool = False
     ) -> list[Tokenized]:
         """Tokenise conversations, cut as in training unless another length is given."""
+        conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
         trained = self.model.config.to_dict().get("icrm_max_length")
         length = trained if max_length is None else max_length
         rows = tokenize_conversations(self.tokenizer, conversations, max_length=length, offsets=offsets)
-        cut = sum(row.cut for row in rows)
-        if cut and max_length is None and not self._has_warned:
-            self._has_warned = True
+        full = [talk for talk, row in zip(conversations, rows, strict=True) if len(row.input_ids) == length]
+        if full and max_length is None and not self._has_warned:
+            whole = tokenize_conversations(self.tokenizer, full)
+            cut = sum(len(row.input_ids) > length for row in whole)
+            self._has_warned = cut > 0
+        else:
+            cut = 0
+        if cut:
             logger.warning(
                 "%d of %d conversations lost the beginning of their prompt to fit into the %d tokens that the model "
                 "was trained with; give max_length= to decide it (this is said once)",

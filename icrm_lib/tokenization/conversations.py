@@ -22,13 +22,11 @@ class Tokenized(NamedTuple):
         prompt_length: number of prompt tokens; the response is `input_ids[prompt_length:]`.
         offsets: (start, end) of each response token in the reply string, `(len, len)` for the closing token;
             empty unless asked for.
-        cut: whether the prompt lost its beginning to fit.
     """
 
     input_ids: list[int]
     prompt_length: int
     offsets: list[tuple[int, int]]
-    cut: bool = False
 
 
 def tokenize_conversation(
@@ -82,7 +80,7 @@ def tokenize_conversations(
         (response,) = encoded.responses
         kept = cut_prompt(encoded.prompt, len(response), max_length, tokenizer.bos_token_id)
         spans = encoder.reply_offsets(encoded, reply) if offsets else []
-        results.append(Tokenized(kept + response, len(kept), spans, len(kept) < len(encoded.prompt)))
+        results.append(Tokenized(kept + response, len(kept), spans))
     return results
 
 

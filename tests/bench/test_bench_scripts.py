@@ -26,6 +26,7 @@ TINY = {
     "growth": {**SIZES, "steps": 1, "most_length": 64, "most_pairs": 2, "most_vocabulary": 2000, "most_data": 1000},
     "method_cost": {**SIZES, "steps": 3, "most_methods": 2},
     "padding": {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "batches": 5, "rounds": 1},
+    "prefix_sharing": {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "rounds": 1},
     "scoring": {"hidden": 32, "layers": 1, "prompts": 2, "responses": 2, "prompt": 16, "response": 8, "rounds": 1},
     "training_step": {**SIZES, "rounds": 2, "memory_rounds": 1},
 }

@@ -119,6 +119,23 @@ def test_a_model_without_padding_token_gets_the_tokenizers(base_model, tokenizer
     np.testing.assert_allclose(plain, scores, atol=1e-5)
 
 
+def test_a_model_cuts_what_it_scores_as_it_was_trained_and_says_so_once(base_model, tokenizer, tmp_path, caplog):
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    model.config.icrm_max_length = 24
+    RewardModel(model, tokenizer).save_pretrained(tmp_path)
+    kept = RewardModel.from_pretrained(tmp_path)
+    long = [user("What is an effective way to calm an angry customer? " * 3), assistant("listen very carefully.")]
+    short = [user("Why?"), assistant("listen.")]
+    caplog.clear()
+    scores = kept.score([long, short])
+    assert "1 of 2 conversations lost the beginning of their prompt to fit into the 24 tokens" in caplog.text
+    caplog.clear()
+    np.testing.assert_allclose(kept.score([long, short], max_length=24), scores, atol=1e-6)
+    assert kept.token_rewards(long)[-1].reward == pytest.approx(scores[0], abs=1e-5) and not caplog.text
+    whole = kept.score([long], max_length=200)
+    assert abs(whole[0] - scores[0]) > 1e-6
+
+
 def test_wrong_models_are_refused(base_model, tokenizer, reward_model, tmp_path):
     two = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=2)
     with pytest.raises(ValueError, match="num_labels=1"):

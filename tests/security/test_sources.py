@@ -42,8 +42,9 @@ def values_of(tree: ast.Module, name: str) -> list[ast.expr]:
     return [value for key, value in pairs if key == name]
 
 
-PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+PICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 RUNNING = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "torch.load", "pd.read_pickle"}
+RUNNING |= {"joblib.load", "joblib.Memory"}  # its processes are no files
 
 
 def faults(tree: ast.Module) -> list[str]:
@@ -53,7 +54,8 @@ def faults(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             tops = {name.partition(".")[0] for name in [*module, *(alias.name for alias in node.names)]}
-            found += [ast.unparse(node)] * bool(tops & PICKLING)
+            read = "joblib" in module and {alias.name for alias in node.names} & {"load", "Memory"}
+            found += [ast.unparse(node)] * bool(tops & PICKLING or read)
     for option in ("shell", "allow_pickle", "trust_remote_code"):
         # `trust_remote_code=args.trust_remote_code` passes on what a person set by that name.
         values = {ast.unparse(value) for value in values_of(tree, option)} - {"False", "args.trust_remote_code"}

@@ -13,7 +13,7 @@ def test_settings_of_the_profile_are_named_and_preset_as_in_the_trainer(config):
     preset = {item.name: item.default for item in dataclasses.fields(RewardModelSettings)}
     ours = {item.name for item in dataclasses.fields(ICRMConfig)} - {i.name for i in dataclasses.fields(RewardConfig)}
     args = config()
-    assert ours - set(preset) == {"scale_decay", "scale_start"}
+    assert ours - set(preset) == {"scale_decay", "scale_start", "trained_length"}
     assert all(getattr(args, name) == preset[name] for name in ours & set(preset))
 
 
