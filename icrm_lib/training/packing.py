@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -140,7 +139,7 @@ def _why_not_masked(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> torch.Tensor | BlockMask:
+def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> Any:
     """Return who sees whom, in the form that the attention takes. Shape: (R, 1, L, L)."""
     size = segments.shape[1]
 
@@ -150,6 +149,8 @@ def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> to
         return (query >= key) & ((mine == other) | shares)
 
     if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask  # starts the compiler: seconds, for GPUs alone
+
         return create_block_mask(sees, len(segments), None, size, size, device=segments.device)
     rows = torch.arange(len(segments), device=segments.device)[:, None, None]
     columns = torch.arange(size, device=segments.device)
