@@ -151,7 +151,9 @@ class Workspace(Data):
 
     def samples_file(self, settings: SamplingSettings) -> Path:
         """Return where they are kept, drawn or not."""
-        key = {"policy": model_fingerprint(self.base_model), "settings": asdict(settings)}
+        # The name stands in the file too, and changes with the code that makes the model.
+        policy = [Path(self.base_model).name, model_fingerprint(self.base_model)]
+        key = {"policy": policy, "settings": asdict(settings)}
         return self.artefacts.path("samples", key).with_suffix(".jsonl")
 
     def judge(self, conversations: Sequence[Conversation]) -> np.ndarray:
