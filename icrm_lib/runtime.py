@@ -159,6 +159,11 @@ def watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
+def error_lines(error: Exception) -> list[str]:
+    """Return the lines of an error's message, at least one: the name of its type where it says nothing."""
+    return str(error).strip().splitlines() or [type(error).__name__]
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return a sentence that names the nearest known name (in any case), or all of them when none is near."""
     spelling = {candidate.casefold(): candidate for candidate in reversed(known)}

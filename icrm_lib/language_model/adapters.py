@@ -8,6 +8,7 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from icrm_lib.language_model.loading import model_folder, quiet_report, refuse_pickles, saved_shapes
+from icrm_lib.runtime import error_lines
 
 
 class Adapter(NamedTuple):
@@ -88,7 +89,7 @@ def merge(adapter: Adapter, model: PreTrainedModel, *, has: Collection[str] = ()
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(
             f"the adapter {adapter.folder.name} does not fit {type(model).__name__} of {Path(adapter.base).name} "
-            f"({str(error).strip().splitlines()[-1].strip():.200}); give the base model that it was trained on"
+            f"({error_lines(error)[-1].strip():.200}); give the base model that it was trained on"
         ) from error
     expected = set(get_peft_model_state_dict(whole, save_embedding_layers=False))
     saved = {name for name in shapes if "lm_head" not in name and "v_head" not in name}
@@ -105,7 +106,7 @@ def merge(adapter: Adapter, model: PreTrainedModel, *, has: Collection[str] = ()
         return whole.merge_and_unload()
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            f"the adapter {adapter.folder.name} cannot be merged ({str(error).strip().splitlines()[0]:.200}); train it "
+            f"the adapter {adapter.folder.name} cannot be merged ({error_lines(error)[0]:.200}); train it "
             "without what stands in the way, or merge it where it was trained"
         ) from error
 

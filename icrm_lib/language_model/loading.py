@@ -15,6 +15,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from icrm_lib.runtime import error_lines
+
 # For every `from_pretrained` of a configuration or tokenizer. Left out, transformers would ask at the terminal whether
 # to run a repository's code, and take a "y" from whatever stands at standard input.
 NO_CODE = MappingProxyType({"trust_remote_code": False})
@@ -50,7 +52,7 @@ def model_folder(path: str | Path, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(path, revision=revision, ignore_patterns=_NOT_WANTED))
     except Exception as error:  # the hub's client raises errors of three libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = error_lines(error)[0]
         raise FileNotFoundError(
             f"there is no directory {path!r} here, and as a hub id it cannot be fetched ({reason:.200}); correct the "
             "name, or download it where there is a network"

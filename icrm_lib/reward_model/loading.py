@@ -20,6 +20,7 @@ from icrm_lib.language_model.loading import (
 from icrm_lib.reward_model.foreign.heads import fold_normalisation, head_of, put_head
 from icrm_lib.reward_model.foreign.names import body_names, plain
 from icrm_lib.reward_model.head import reward_head
+from icrm_lib.runtime import error_lines
 from icrm_lib.tokenization import load_tokenizer
 
 
@@ -148,8 +149,9 @@ def _config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(folder), num_labels=1, **NO_CODE)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(
-            f"the config.json of {folder.name} names no architecture that transformers has ({_first_line(error)}); "
-            "models that need code of their own are not read: convert them to an architecture of transformers"
+            f"the config.json of {folder.name} names no architecture that transformers has "
+            f"({error_lines(error)[0]:.200}); models that need code of their own are not read: convert them to an "
+            "architecture of transformers"
         ) from error
 
 
@@ -166,8 +168,8 @@ def _skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
             model = model_class(config)
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"no {config.model_type} can be built by the config.json of {folder.name} ({_first_line(error)}); mend it, "
-            "or copy it from the model that the weights are of"
+            f"no {config.model_type} can be built by the config.json of {folder.name} "
+            f"({error_lines(error)[0]:.200}); mend it, or copy it from the model that the weights are of"
         ) from error
     reward_head(model)
     return model
@@ -175,7 +177,3 @@ def _skeleton(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
 
 def _has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

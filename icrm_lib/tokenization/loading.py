@@ -5,6 +5,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TokenizersBackend
 from transformers.utils.hub import cached_file
 
+from icrm_lib.runtime import error_lines
+
 # What tokenizers of other rules cut otherwise: numbers, white space, line breaks, contractions, scripts, code.
 _PROBES = [
     *("Which river passes town 3?\n\nOr is it 1234567, 3.14 or 2^10?", "  two  spaces,\ta tab \r\n\r\n and an end \n"),
@@ -36,7 +38,7 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> PreTrain
     try:
         return tokenizer_class.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_lines(error)[0]
         raise ValueError(
             f"{Path(path).name} has no tokenizer that can be loaded ({reason:.200}); save the tokenizer beside the "
             "model (tokenizer.json, tokenizer_config.json)"
