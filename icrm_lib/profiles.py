@@ -49,6 +49,10 @@ class LanguageSettings:
     length_confounding: Share = 0.0
     subword: Flag = False
     held_out_verbs: Part = 0.0
+    verbs_per_class: Size = 40
+    coupling: Annotated[Number, Field(gt=-1, lt=1)] = 0.0
+    alternative_probability: Share = 0.15
+    linking_words: Flag = True
 
 
 @_schema

@@ -17,6 +17,9 @@ VARIED = {
     "never persistent": Language(persistence=0.0, subword=True),
     "without held-out verbs": Language(held_out_verbs=0.5, seed=2),
     "held-out verbs": Language(held_out_verbs=0.25, only_held_out_verbs=True, subword=True),
+    "few verbs, good ones likelier": Language(verbs_per_class=5, coupling=0.6, held_out_verbs=0.2),
+    "few sure words": Language(alternative_probability=0.5, linking_words=False, coupling=-0.6, subword=True),
+    "one verb, one form": Language(verbs_per_class=1, alternative_probability=0.0, linking_words=False, clauses=(1, 3)),
 }
 
 

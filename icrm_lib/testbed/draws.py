@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, PROMPTS, TOPICS, WORD_OR_MARK
+from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, PROMPTS, QUALITIES, TOPICS, WORD_OR_MARK
 
-ALTERNATIVE_PROBABILITY = 0.15  # of the second form of a phrase's second word; likewise its third
 TOPIC_SHARPNESS = 1.2  # standard deviation, over topics, of a verb's log weight
 NO_CLAUSE_YET = 3  # as the quality before the first clause; qualities are rows 0, 1, 2
 
@@ -20,18 +19,28 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, ("prompts", "verbs", "held out").index(purpose)])
 
 
-def verb_probs(seed: int, held_out_verbs: float, only_held_out_verbs: bool) -> np.ndarray:
-    """(topics, 3, 40): P(entry of PHRASES | topic, quality)."""
-    weights = np.exp(TOPIC_SHARPNESS * stream(seed, "verbs").normal(size=(len(TOPICS), 3, len(PHRASES[0]))))
+def verb_probs(
+    seed: int, verbs_per_class: int, coupling: float, held_out_verbs: float, only_held_out_verbs: bool
+) -> np.ndarray:
+    """(topics, 3, 40): P(entry of PHRASES | topic, quality); see `Language` for the knobs."""
+    taste = TOPIC_SHARPNESS * stream(seed, "verbs").normal(size=(len(TOPICS), 3, len(PHRASES[0])))
+    powers = 1 + coupling * np.array(QUALITIES)
+    weights = np.exp(taste * powers[:, None])
+    weights[..., verbs_per_class:] = 0
     rng = stream(seed, "held out")
     every_verb = [entry.verb for row in PHRASES for entry in row]
     for row, entries in enumerate(PHRASES):
         # A shared verb could be unseen in one class and seen in another.
-        eligible = [i for i, entry in enumerate(entries) if every_verb.count(entry.verb) == 1]
-        n_held_out = round(held_out_verbs * len(entries))
+        eligible = [i for i, entry in enumerate(entries[:verbs_per_class]) if every_verb.count(entry.verb) == 1]
+        n_held_out = held_out_count(held_out_verbs, verbs_per_class)
         held_out = np.isin(np.arange(len(entries)), rng.permutation(eligible)[:n_held_out])
         weights[:, row, held_out != only_held_out_verbs] = 0
     return weights / weights.sum(axis=2, keepdims=True)
+
+
+def held_out_count(held_out_verbs: float, verbs_per_class: int) -> int:
+    """How many verbs of a class are held out, as far as it has as many that no other class has."""
+    return round(held_out_verbs * verbs_per_class)
 
 
 def quality_probs(persistence: float) -> np.ndarray:
@@ -48,6 +57,8 @@ class Chances(NamedTuple):
     clauses: tuple[int, int]
     idiosyncratic_words: int
     names: int  # of names and of places
+    alternative_probability: float  # of the second form of a phrase's second word; likewise its third
+    links: tuple[str, str]  # what stands before a name, and before a place
 
     def draw(self, topics: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
         """Draw a response for each of topics (n,): texts and gold scores (n,)."""
@@ -61,9 +72,9 @@ class Chances(NamedTuple):
         # Drawn whether used or not, so that the knob changes nothing else.
         names, places = rng.integers(self.names, size=(2, n, most))
         if self.idiosyncratic_words >= 1:
-            clauses = clauses + " with " + np.array(NAMES, dtype=object)[names]
+            clauses = clauses + (" " + self.links[0]) + np.array(NAMES, dtype=object)[names]
         if self.idiosyncratic_words == 2:
-            clauses = clauses + " in " + np.array(PLACES, dtype=object)[places]
+            clauses = clauses + (" " + self.links[1]) + np.array(PLACES, dtype=object)[places]
         drawn = zip(topics, clauses, lengths, strict=True)
         texts = [OPENERS[topic] + "".join(row[:length]) + "." for topic, row, length in drawn]
         gold = np.where(np.arange(most) < lengths[:, None], rows - 1, 0).sum(axis=1)
@@ -80,7 +91,7 @@ class Chances(NamedTuple):
         for k in range(most):
             rows[:, k] = last = (rng.random((n, 1)) >= transitions[last]).sum(axis=1)
         entries = (rng.random((n, most, 1)) >= verbs[topics[:, None], rows]).sum(axis=2)
-        second, third = rng.random((2, n, most)) < ALTERNATIVE_PROBABILITY
+        second, third = rng.random((2, n, most)) < self.alternative_probability
         phrases = np.array([[entry.texts() for entry in row] for row in PHRASES], dtype=object)
         return rows, phrases[rows, entries, 2 * second + third]
 

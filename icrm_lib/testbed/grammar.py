@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icrm_lib.testbed.draws import ALTERNATIVE_PROBABILITY, NO_CLAUSE_YET, Chances
+from icrm_lib.testbed.draws import NO_CLAUSE_YET, Chances
 from icrm_lib.testbed.words import CONNECTORS, NAMES, OPENERS, PHRASES, PLACES, QUALITIES, TOPICS
 
 N_OUTCOMES = 3  # of a slot, at most
@@ -115,14 +115,14 @@ def _add_items(grammar: Grammar, chances: Chances, encode: Callable, end: str) -
     for opener in OPENERS:
         grammar.opener_roots.append(grammar.add_node())
         add(grammar.opener_roots[-1], opener, 0, 1.0)
-    forms = np.array([1 - ALTERNATIVE_PROBABILITY, ALTERNATIVE_PROBABILITY])
+    forms = np.array([1 - chances.alternative_probability, chances.alternative_probability])
     for row, entries in enumerate(PHRASES):
         for i, entry in enumerate(entries):
             for text, prob in zip(entry.texts(), np.outer(forms, forms).flat, strict=True):
                 add(grammar.roots[PHRASE], text, row, chances.verbs[:, row, i] * prob)
     for name, place in zip(NAMES[: chances.names], PLACES[: chances.names], strict=True):
-        add(grammar.roots[NAME], f"with {name}", 0, 1 / chances.names)
-        add(grammar.roots[PLACE], f"in {place}", 0, 1 / chances.names)
+        add(grammar.roots[NAME], chances.links[0] + name, 0, 1 / chances.names)
+        add(grammar.roots[PLACE], chances.links[1] + place, 0, 1 / chances.names)
     for connector, prob in CONNECTORS:
         add(grammar.roots[LINK], connector, CONTINUE, prob)
     add(grammar.roots[LINK], "." + end, STOP, 1.0)

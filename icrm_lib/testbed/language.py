@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from icrm_lib.profiles import LanguageSettings
-from icrm_lib.testbed.draws import Chances, draw_pairs, quality_probs, stream, verb_probs
+from icrm_lib.testbed.draws import Chances, draw_pairs, held_out_count, quality_probs, stream, verb_probs
 from icrm_lib.testbed.grammar import Grammar, Walk, build_grammar, follow
 from icrm_lib.testbed.words import (
     CONTEXTS,
@@ -56,8 +56,14 @@ class Language(LanguageSettings):
         length_confounding: -1..1, for `preference_pairs`: +1 keeps only pairs whose chosen response is the
             longer, -1 only pairs whose chosen response is the shorter; between, other pairs are thinned out.
         subword: True cuts longer words into pieces; see `words.build_tokenizer`.
-        held_out_verbs: 0..0.9. Fraction of each class's 40 verbs that this language never uses; never a verb
-            that stands in several classes.
+        held_out_verbs: 0..0.9. Fraction of the `verbs_per_class` that this language never uses; never a verb
+            that stands in several classes, and always fewer than all.
+        verbs_per_class: 1..40. Verbs of each quality, the first ones of the lists in `words`; what the classes share
+            there ("use", "make", "tell", "send") they share here as far as it is among them.
+        coupling: kappa, in -1..1 without the ends. A topic's weights of the good verbs are raised to the power
+            1 + kappa, of the bad ones to 1 - kappa: above 0, good clauses have likelier verbs than bad ones.
+        alternative_probability: 0..1. Probability of the second form of a phrase's second word; likewise its third.
+        linking_words: False leaves out "with" and "in", which are certain where they stand: "NAME PLACE".
         only_held_out_verbs: True gives the complement: a language of the held-out verbs alone.
 
     Raises:
@@ -256,9 +262,16 @@ class Language(LanguageSettings):
 
     @cached_property
     def _chances(self) -> Chances:
-        verbs = verb_probs(self.seed, self.held_out_verbs, self.only_held_out_verbs)
-        names = self.n_idiosyncratic // 2
-        return Chances(quality_probs(self.persistence), verbs, self.clauses, self.idiosyncratic_words, names)
+        held_out = (self.held_out_verbs, self.only_held_out_verbs)
+        return Chances(
+            qualities=quality_probs(self.persistence),
+            verbs=verb_probs(self.seed, self.verbs_per_class, self.coupling, *held_out),
+            clauses=self.clauses,
+            idiosyncratic_words=self.idiosyncratic_words,
+            names=self.n_idiosyncratic // 2,
+            alternative_probability=self.alternative_probability,
+            links=("with ", "in ") if self.linking_words else ("", ""),
+        )
 
     @cached_property
     def _grammar(self) -> Grammar:
@@ -284,7 +297,10 @@ def _knob_rules(knobs: Language) -> dict[str, tuple[bool, str]]:
     """For each knob whether it is in its range, and the range in words."""
     clauses, names = knobs.clauses, knobs.n_idiosyncratic
     is_range = isinstance(clauses, tuple) and len(clauses) == 2 and all(_integer(c, 1, 40) for c in clauses)
-    is_flag = isinstance(knobs.only_held_out_verbs, bool)
+    is_flag, is_number = isinstance(knobs.only_held_out_verbs, bool), _number(knobs.held_out_verbs, 0, 0.9)
+    most = len(PHRASES[0])
+    verbs = knobs.verbs_per_class if _integer(knobs.verbs_per_class, 1, most) else most
+    held_out = held_out_count(knobs.held_out_verbs, verbs) if is_number else 0
     return {
         "seed": (_integer(knobs.seed, 0), "an integer >= 0; use 0, 1, ..."),
         "idiosyncratic_words": (_integer(knobs.idiosyncratic_words, 0, 2), "0, 1 or 2; use 2 for a name and a place"),
@@ -301,9 +317,22 @@ def _knob_rules(knobs: Language) -> dict[str, tuple[bool, str]]:
         "preference_noise": (_number(knobs.preference_noise, 0, 1e300), "finite and >= 0; use 0 for noiseless labels"),
         "length_confounding": (_number(knobs.length_confounding, -1, 1), "in -1..1; use 0 for none"),
         "subword": (isinstance(knobs.subword, bool), "True or False; use False for one token a word"),
-        "held_out_verbs": (_number(knobs.held_out_verbs, 0, 0.9), "in 0..0.9; use 0 for all verbs"),
+        "verbs_per_class": (_integer(knobs.verbs_per_class, 1, most), f"an integer in 1..{most}; use {most} for all"),
+        "coupling": (
+            _number(knobs.coupling, -1, 1) and abs(knobs.coupling) < 1,
+            "above -1 and below 1; use 0 for verbs as likely in good clauses as in bad ones",
+        ),
+        "alternative_probability": (
+            _number(knobs.alternative_probability, 0, 1),
+            "in 0..1; use 0.15, or 0.5 for forms that are equally probable",
+        ),
+        "linking_words": (isinstance(knobs.linking_words, bool), 'True or False; use True for "with" and "in"'),
+        "held_out_verbs": (
+            is_number and held_out < verbs,
+            f"in 0..0.9 and leave some of the {verbs} verbs of a class; use 0 for all verbs",
+        ),
         "only_held_out_verbs": (
-            is_flag and (not knobs.only_held_out_verbs or round(knobs.held_out_verbs * len(PHRASES[0])) > 0),
+            is_flag and (not knobs.only_held_out_verbs or held_out > 0),
             "True or False, True only where verbs are held out; set held_out_verbs, for instance to 0.25",
         ),
     }
