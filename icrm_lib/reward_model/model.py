@@ -1,6 +1,7 @@
 """A trained reward model: load it, score conversations, read a reward at every token, save it for other tools."""
 
 import copy
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from icrm_lib import runtime
 from icrm_lib.reward_model import scoring
 from icrm_lib.reward_model.adoption import adopt_padding
+from icrm_lib.reward_model.closing import Readout, check_readout, closing_scores
 from icrm_lib.reward_model.head import reward_head
 from icrm_lib.reward_model.loading import load_reward_model
 from icrm_lib.reward_model.saving import save_model, save_tokenizer
@@ -26,8 +28,10 @@ from icrm_lib.tokenization import (
     load_tokenizer,
     prepare_tokenizer,
     reads,
+    tokenize_conversation,
     tokenize_conversations,
 )
+from icrm_lib.tokenization.template import PROBE
 
 logger = logging.getLogger(__name__)
 
@@ -198,23 +202,46 @@ class RewardModel:
         *,
         batch_size: int | None = None,
         shared: Sequence[int] | None = None,
+        readout: Readout = "place",
     ) -> list[np.ndarray]:
-        """Read the rewards at the tokens of each row from a position on; arguments, result: `scoring.token_scores`."""
+        """Read the rewards at the tokens of each row from a position on.
+
+        Args:
+            rows, starts, batch_size: see `scoring.token_scores`.
+            shared: see there; for the readout "place" alone.
+            readout: "place", the reward where each token stands, or "closing", what it would be if the response ended
+                with that token (`closing.closing_scores`); at the closing token itself both are the score.
+
+        Returns:
+            per row float32 rewards. Shape of each: (len(row) - start,).
+        """
         if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
             raise ValueError(f"batch_size is {batch_size!r}; give 1 or more, or None for as many as fit")
         scoring.check_ids(self.model, rows)
         if len(starts) != len(rows) or not all(0 <= start < len(row) for start, row in zip(starts, rows, strict=True)):
             raise ValueError("starts must be one position inside each row; give the first token asked for, from 0")
-        pad = self.model.config.get_text_config().pad_token_id
-        return scoring.token_scores(self.model, rows, starts, pad_token_id=pad, batch_size=batch_size, shared=shared)
+        options = {"pad_token_id": self.model.config.get_text_config().pad_token_id, "batch_size": batch_size}
+        if check_readout(readout) == "closing" and self._closing:
+            return closing_scores(self.model, rows, starts, self._closing, **options)
+        return scoring.token_scores(self.model, rows, starts, shared=shared, **options)
 
-    def score_prefixes(self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool]) -> np.ndarray:
+    @functools.cached_property
+    def _closing(self) -> list[int]:
+        """What the template writes behind a response, up to the token at which the whole is read; maybe nothing."""
+        row = tokenize_conversation(self.tokenizer, PROBE, offsets=True)
+        response = row.prompt_length + sum(end > start for start, end in row.offsets)
+        return row.input_ids[response : self._place(row.input_ids) + 1]
+
+    def score_prefixes(
+        self, prompt: Conversation, texts: Sequence[str], finished: Sequence[bool], *, readout: Readout = "place"
+    ) -> np.ndarray:
         """Score responses that are still being written: the reward after the last token that each has so far.
 
         Args:
             prompt: the conversation before the responses; encoded once.
             texts: the responses so far; "" has the reward at the end of the prompt.
             finished: whether each is complete; if so its score is that of the whole conversation, as in `score`.
+            readout: of those that are not; "closing" reads them as if they ended here, see `token_scores`.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
@@ -229,14 +256,21 @@ class RewardModel:
             tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
             for text, whole in zip(texts, finished, strict=True)
         ]
-        ids = [row.input_ids for row in rows]
+        ids, finished = [row.input_ids for row in rows], list(finished)
+        if check_readout(readout) == "closing":
+            ids = [row if whole else row + self._closing for row, whole in zip(ids, finished, strict=True)]
         places = [self._place(row) if whole else len(row) - 1 for row, whole in zip(ids, finished, strict=True)]
         shared = [min(row.prompt_length, place) for row, place in zip(rows, places, strict=True)]
         rewards = self.token_scores(ids, places, shared=shared)
         return np.array([values[0] for values in rewards], dtype=np.float32)
 
     def token_rewards(
-        self, conversation: Conversation, *, max_length: int | None = None, words: bool = False
+        self,
+        conversation: Conversation,
+        *,
+        max_length: int | None = None,
+        words: bool = False,
+        readout: Readout = "place",
     ) -> list[TokenReward]:
         """Return the reward at every token of the last assistant turn; the last one is the score.
 
@@ -244,13 +278,15 @@ class RewardModel:
             conversation: list of {"role", "content"} that ends with an assistant turn.
             max_length: see `score`.
             words: merge the tokens of each word, see `merge_words`.
+            readout: "place", the reward where each token stands, or "closing", what it would be if the response ended
+                with that token; a model that was trained on whole responses alone says more by the latter.
 
         Returns:
             one `TokenReward` a token (or word), to the one at which the whole conversation is read (see `RewardModel`);
             what the template writes behind the response has no text. Offsets count characters of the response string.
             Several tokens that make up one character (bytes of an emoji) have the offsets of that character each.
         """
-        return self.token_rewards_of([conversation], max_length=max_length, words=words)[0]
+        return self.token_rewards_of([conversation], max_length=max_length, words=words, readout=readout)[0]
 
     def token_rewards_of(
         self,
@@ -259,12 +295,16 @@ class RewardModel:
         batch_size: int | None = None,
         max_length: int | None = None,
         words: bool = False,
+        readout: Readout = "place",
     ) -> list[list[TokenReward]]:
         """Return `token_rewards` of many conversations, scored together; arguments as there and in `score`."""
         conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
         rows = self._tokenized(conversations, max_length, offsets=True)
         starts = [row.prompt_length for row in rows]
-        rewards = self.token_scores([row.input_ids for row in rows], starts, batch_size=batch_size)
+        # Nothing behind the token at which a conversation is read has a reward.
+        reads = [max(self._place(row.input_ids) + 1, row.prompt_length + 1) for row in rows]
+        ids = [row.input_ids[:read] for row, read in zip(rows, reads, strict=True)]
+        rewards = self.token_scores(ids, starts, batch_size=batch_size, readout=readout)
         results = []
         for conversation, row, values in zip(conversations, rows, rewards, strict=True):
             response = conversation[-1]["content"]

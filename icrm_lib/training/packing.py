@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from icrm_lib.language_model.attention import dense_mask, unmasked_architecture, why_not_masked
 from icrm_lib.reward_model.head import HeadOutput
 
 MOST_PADDING = 0.05  # share of a packed batch that may be padding
@@ -93,11 +94,6 @@ def _bins(sizes: list[int], one_row: bool) -> list[list[int]]:
     return bins
 
 
-# Decoders of `transformers` whose attention follows any mask, with positions as they are given; tested one by one.
-MASKED = {"llama", "mistral", "gemma", "qwen2", "qwen3", "phi", "phi3", "gpt_neox", "gpt2", "olmo2", "smollm3"}
-MASKING = ("sdpa", "eager", "flex_attention")
-
-
 def layout_of(
     config: PreTrainedConfig, device: str, padding_free: bool | str, prefix_sharing: bool | str
 ) -> dict[str, bool]:
@@ -116,27 +112,14 @@ def layout_of(
     """
     attention = config._attn_implementation or ""
     flash, on_cpu = "flash" in attention, device == "cpu"
-    reason = _why_not_masked(config)
-    no_masks = None if attention in MASKING else f"attention {attention!r} takes no mask; {', '.join(MASKING)} do"
-    if prefix_sharing is True and (reason or no_masks):
-        raise ValueError(f"prefix_sharing=True, but {reason or no_masks}; leave it to 'auto'")
+    reason, no_masks = unmasked_architecture(config), why_not_masked(config)
+    if prefix_sharing is True and no_masks:
+        raise ValueError(f"prefix_sharing=True, but {no_masks}; leave it to 'auto'")
     efficient = on_cpu or attention == "flex_attention"
-    can_share = reason is None and no_masks is None and efficient and padding_free is not False
+    can_share = no_masks is None and efficient and padding_free is not False
     share = prefix_sharing is True or (prefix_sharing == "auto" and can_share)
     packed = share or padding_free is True or (padding_free == "auto" and reason is None and (on_cpu or flash))
     return {"padding_free": packed, "prefix_sharing": share, "one_row": packed and flash}
-
-
-def _why_not_masked(config: PreTrainedConfig) -> str | None:
-    """Say why an architecture does not see what a mask lets it see, and no less, or None if it does."""
-    text = config.get_text_config()
-    if text.model_type not in MASKED:
-        return f"{text.model_type} is not among {', '.join(sorted(MASKED))}, whose attention follows any mask"
-    values = text.to_dict()
-    windows = {*(values.get("layer_types") or ())} - {"full_attention"}
-    if windows or (values.get("sliding_window") and values.get("use_sliding_window", True)):
-        return f"this {text.model_type} looks through a sliding window"
-    return None
 
 
 def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> Any:
@@ -154,10 +137,7 @@ def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> An
         return create_block_mask(sees, len(segments), None, size, size, device=segments.device)
     rows = torch.arange(len(segments), device=segments.device)[:, None, None]
     columns = torch.arange(size, device=segments.device)
-    seen = sees(rows, None, columns[:, None], columns)[:, None]
-    if implementation == "eager":
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-    return seen
+    return dense_mask(sees(rows, None, columns[:, None], columns), implementation, dtype)
 
 
 def call_packed(

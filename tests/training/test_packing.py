@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, save_tiny
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
+from icrm_lib.language_model.attention import MASKED
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.reward_model.head import add_mlp_head, capture_head
 from icrm_lib.training.collation import STEP_COLUMNS, DataCollatorForConsistency
-from icrm_lib.training.packing import MASKED, MOST_PADDING, call_packed, layout_of, packing
+from icrm_lib.training.packing import MOST_PADDING, call_packed, layout_of, packing
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(0, 50))
