@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 from languages import PAPER_OPENER, PAPER_PROMPT, PLAIN, SUBWORD, draw, full_ids, gold, prompt_ids
-
 from scipy import stats
 
 from icrm_lib.testbed import Language
