@@ -1,9 +1,11 @@
-"""Preference data: rows to pairs, refusals, splits, tokens; the data sets of the paper in `preferences.paper`."""
+"""Preference data: pairs and marked responses, refusals, splits, tokens; the data sets of the paper in `paper`."""
 
 from icrm_lib.preferences.forms import LABEL_KEYS
 from icrm_lib.preferences.loading import load_preferences, preference_rows
 from icrm_lib.preferences.prompts import split_by_prompt
 from icrm_lib.preferences.report import Refusal, Report, read_reports, write_reports
+from icrm_lib.preferences.responses import load_spans
+from icrm_lib.preferences.spans import token_labels
 from icrm_lib.preferences.tokens import BLOCK, Fitting, tokenize_fitting, tokenize_pairs
 
 __all__ = [
@@ -13,9 +15,11 @@ __all__ = [
     "Refusal",
     "Report",
     "load_preferences",
+    "load_spans",
     "preference_rows",
     "read_reports",
     "split_by_prompt",
+    "token_labels",
     "tokenize_fitting",
     "tokenize_pairs",
     "write_reports",

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import regex
 
@@ -26,6 +27,8 @@ class Pair:
     rejected: str
     margin: float | None
     source: str | None
+    chosen_spans: list[dict[str, Any]] | None = None
+    rejected_spans: list[dict[str, Any]] | None = None
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Yield (key, text) of everything that will be tokenised."""

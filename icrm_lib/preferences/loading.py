@@ -15,9 +15,10 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from icrm_lib.preferences.forms import Tie, read_row
+from icrm_lib.preferences.forms import SPAN_KEYS, Tie, read_row
 from icrm_lib.preferences.prompts import identify_prompt
 from icrm_lib.preferences.report import Refusal, Report
+from icrm_lib.preferences.spans import SPANS
 from icrm_lib.preferences.tally import Tally
 from icrm_lib.rows import ENDINGS, BadRow, ending, file_rows
 
@@ -31,6 +32,7 @@ _COLUMNS = {
     "prompt_id": Value("string"),
     "source": Value("string"),
     "margin": Value("float64"),
+    **dict.fromkeys(SPAN_KEYS, SPANS),
 }
 
 
@@ -52,7 +54,9 @@ def load_preferences(
 
     Beside the prompt, `system`, `history` (earlier turns) and `input` (of an instruction) are read, and `source`
     (text). A margin is `margin`, or the difference of two ratings of `RATING_KEYS`; a rating that is no number costs no
-    row. Other public forms are known by their columns (`preferences.forms` lists them), and the report names them.
+    row. Places that people marked in a reply are `chosen_spans` and `rejected_spans`, lists of {"start", "end",
+    "label"} in characters of that reply alone (see `preferences.spans`). Other public forms are known by their columns
+    (`preferences.forms` lists them), and the report names them.
 
     A pair is what the people who compared the replies saw, so text is never lost in silence: a column of text that is
     not read (tools, images, documents, thoughts, ...) costs the row, unless `ignore` names it, its name says that it is
@@ -74,7 +78,8 @@ def load_preferences(
     Returns:
         A data set with the columns `prompt` (list of messages), `chosen` and `rejected` (str), `line` (int,
         from 1), `prompt_id` (16 hex digits, equal for prompts that differ only in white space or Unicode
-        composition), `source` if any row has one, `margin` (float64) if all rows have one; and the report.
+        composition), `source`, `chosen_spans`, `rejected_spans` if any row has them (None where it has not), `margin`
+        (float64) if all rows have one; and the report.
 
     Raises:
         FileNotFoundError, IsADirectoryError: `source` is no file.
@@ -82,7 +87,7 @@ def load_preferences(
             `rows.file_rows`), not a single usable row (the message holds the report), or with `strict` a bad row.
         ConnectionError: the hub data set cannot be loaded.
     """
-    return collect_preferences(*_open(source, split, revision), strict=strict, ignore=ignore)
+    return collect_preferences(*opened_rows(source, split, revision), strict=strict, ignore=ignore)
 
 
 def preference_rows(dataset: Dataset, *, ignore: Collection[str] = ()) -> tuple[Dataset, Report]:
@@ -99,7 +104,7 @@ def preference_rows(dataset: Dataset, *, ignore: Collection[str] = ()) -> tuple[
     return collect_preferences(name_of(dataset), zip(lines_of(dataset), dataset, strict=True), ignore=ignore)
 
 
-def _open(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:
+def opened_rows(source: str | Path, split: str, revision: str | None) -> tuple[str, Iterable[tuple[int, Any]]]:
     """Return the source's name for reports, and its rows with their line numbers."""
     # os.path's answers are False where pathlib's raise: the home of somebody unknown, a name that is too long.
     path = Path(os.path.expanduser(source))
@@ -179,8 +184,8 @@ def open_preferences(table: str | Path | pa.Buffer, name: str) -> Dataset:
     dataset = Dataset.from_buffer(table) if isinstance(table, pa.Buffer) else Dataset.from_file(str(table))
     # Columns are fixed before the first row is known. A margin of 0 in place of a missing one would silently change
     # the loss of those rows, so some missing ones cost the column.
-    nulls = {key: dataset.data.column(key).null_count for key in ("source", "margin")}
-    unused = [key for key, least in (("source", len(dataset)), ("margin", 1)) if nulls[key] >= least]
+    least = {"source": len(dataset), "margin": 1, **dict.fromkeys(SPAN_KEYS, len(dataset))}
+    unused = [key for key, count in least.items() if dataset.data.column(key).null_count >= count]
     dataset = dataset.remove_columns(unused)
     dataset.info.description = name
     return dataset
@@ -213,6 +218,7 @@ def _good_rows(
         for pair in reading.pairs:
             values = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "line": line}
             values |= {"prompt_id": identify_prompt(pair.prompt), "source": pair.source, "margin": pair.margin}
+            values |= {"chosen_spans": pair.chosen_spans, "rejected_spans": pair.rejected_spans}
             if others := [name for name, ids in without.items() if values["prompt_id"] in ids]:
                 tally.elsewhere[others[0]] += 1
                 continue

@@ -15,11 +15,12 @@ from icrm_lib.preferences.forms import compared, ranked, sides
 from icrm_lib.preferences.forms.columns import Row, texts
 from icrm_lib.preferences.forms.formatted import END_MARKS, is_transcript, without_end_marks, without_prompt
 from icrm_lib.preferences.forms.prompts import require
-from icrm_lib.preferences.forms.ratings import LABEL_KEYS, RATING_KEYS, Tie, as_number, rating_margin
+from icrm_lib.preferences.forms.ratings import LABEL_KEYS, RATING_KEYS, SPAN_KEYS, Tie, as_number, rating_margin
 from icrm_lib.preferences.forms.sides import Sides
+from icrm_lib.preferences.spans import read_spans
 from icrm_lib.rows import BadRow, shown, type_name
 
-__all__ = ["LABEL_KEYS", "RATING_KEYS", "Reading", "Tie", "as_number", "read_row"]
+__all__ = ["LABEL_KEYS", "RATING_KEYS", "SPAN_KEYS", "Reading", "Tie", "as_number", "read_row"]
 
 
 class Reading(NamedTuple):
@@ -63,7 +64,8 @@ def read_row(values: Any, *, ignore: Collection[str] = (), carry: Collection[str
     pairs, faults = [], []
     for one, margin in found:
         sides.refuse_formatted_sides(one)
-        pair = Pair(*_cleaned(one, remarks), margin, source)
+        clean, before = _cleaned(one, remarks)
+        pair = Pair(*clean, margin, source, *_marked(row, clean, before, len(found)))
         try:
             for check in CHECKS:
                 check(pair)
@@ -118,18 +120,32 @@ def _rated(row: Row, form: str, found: list[Sides], remarks: list[str]) -> tuple
     return form, [(one, margin) for one in found]
 
 
-def _cleaned(one: Sides, remarks: list[str]) -> Sides:
-    """Take off what generation or a tool left on both replies."""
+def _cleaned(one: Sides, remarks: list[str]) -> tuple[Sides, tuple[int, int]]:
+    """Take off what generation or a tool left on both replies; also return how much of it stood in front of each."""
     chosen, rejected, mark = without_end_marks(one.chosen, one.rejected)
     if mark:
         remarks.append(f"{mark} taken off the end of both replies")
     elif any(text.rstrip().endswith(END_MARKS) for text in (chosen, rejected)):
         remarks.append("one reply ends with a model's end mark (kept)")
+    whole = chosen, rejected
     if one.prompt and one.prompt[-1]["role"] == "user":
         chosen, rejected, repeated = without_prompt(one.prompt[-1]["content"], chosen, rejected)
         if repeated:
             remarks.append("the prompt taken off the beginning of both replies")
-    return Sides(one.prompt, chosen, rejected)
+    before = len(whole[0]) - len(chosen), len(whole[1]) - len(rejected)
+    return Sides(one.prompt, chosen, rejected), before
+
+
+def _marked(row: Row, one: Sides, before: tuple[int, int], pairs: int) -> list[list[dict[str, Any]] | None]:
+    """Return the spans of the chosen and of the rejected reply, None where the row has none."""
+    given = {key: row.get(key) for key in SPAN_KEYS if row.has(key)}
+    if given and pairs > 1:
+        raise BadRow(
+            f"{next(iter(given))!r} in a row of several pairs",
+            f"it has {pairs}, and spans belong to one text; write a row for each pair",
+        )
+    texts_of = zip(SPAN_KEYS, (one.chosen, one.rejected), before, strict=True)
+    return [read_spans(given.get(key), text, key, before=front) for key, text, front in texts_of]
 
 
 def _unpaired(found: list[tuple[Sides, float | None]]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from icrm_lib.preferences.forms.columns import Row
 from icrm_lib.preferences.forms.messages import messages
-from icrm_lib.preferences.forms.ratings import LABEL_KEYS, RANK_KEYS, RATING_KEYS
+from icrm_lib.preferences.forms.ratings import LABEL_KEYS, RANK_KEYS, RATING_KEYS, SPAN_KEYS
 from icrm_lib.rows import BadRow, shown, type_name
 from icrm_lib.tokenization import Message
 
@@ -16,7 +16,7 @@ _SYSTEM = ("system", "system_prompt", "system_message")
 LEAST_COMMON = 10  # characters; below it two replies begin alike by chance
 # Keys with a meaning of their own, never a misspelt one.
 _OWN_KEYS = {"prompt", "chosen", "rejected", "prompt_id", "line", "source", "margin", "choice"}
-_OWN_KEYS |= set(sum((*RATING_KEYS, *RANK_KEYS), LABEL_KEYS))
+_OWN_KEYS |= set(sum((*RATING_KEYS, *RANK_KEYS, SPAN_KEYS), LABEL_KEYS))
 
 
 def prompt_of(row: Row, *, needed: bool = True) -> list[Message]:

@@ -21,6 +21,7 @@ RATING_KEYS = tuple(
 )
 RANK_KEYS = (("chosen_rank", "rejected_rank"), ("rank_chosen", "rank_rejected"))  # 1 is the best
 LABEL_KEYS = ("chosen_label", "rejected_label")  # 1 where the response is right, 0 where it is wrong
+SPAN_KEYS = ("chosen_spans", "rejected_spans")  # places that people marked, see `preferences.spans`
 _VERDICT_KEYS = ("winner", "status", "preference", "label", "outcome", "result", "verdict")
 _TIES = (
     "tie",
