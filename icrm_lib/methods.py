@@ -72,6 +72,8 @@ METHODS: dict[str, Method] = {
     "icrm_l1": Method("ICRM, L1", {"form": "l1"}, "forms", _LAMBDA),
     "icrm_l2": Method("ICRM, L2", {"form": "l2"}, "forms", _LAMBDA),
     "martingale": Method("Martingale", {"form": "martingale", "weighting": "uniform"}, "forms", _LAMBDA),
+    "td_lambda": Method("TD(lambda)", {"form": "td_lambda", "weighting": "uniform"}, "forms", _LAMBDA),
+    "dense_bt": Method("Bradley-Terry at every token", {"form": "dense", "weighting": "uniform"}, "forms", _LAMBDA),
     "icrm_centered_on_positions": Method(
         "ICRM, centred on all positions",
         {"centering": "positions", "padding_free": False, "prefix_sharing": False},

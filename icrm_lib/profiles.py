@@ -145,7 +145,8 @@ class RewardModelSettings:
     text_form: Literal["mean_nll", "grm_sft", "grm_dpo_noref", "grm_dpo"] = "mean_nll"
     text_beta: Rate = 0.1
     weighting: Weighting = "probability"
-    form: Literal["mutual_bce", "plain_log", "l1", "l2", "martingale"] = "mutual_bce"
+    form: Literal["mutual_bce", "plain_log", "l1", "l2", "martingale", "td_lambda", "dense"] = "mutual_bce"
+    td_lambda: Share = 0.9  # of the form "td_lambda"; 0 is the martingale, 1 the dense form
     centering: Literal["response", "positions", "none"] = "response"
     center_rewards: Weight = 0.0  # TRL's `center_rewards_coefficient`; 0 = off
     margin: Flag = False  # subtract the rating difference in the Bradley-Terry term, where the data have ratings

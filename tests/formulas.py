@@ -17,11 +17,25 @@ def naive_ell(form, a, b):
     """ell of a pair with logits a (here) and b (the other), in Python floats."""
     if form == "mutual_bce":
         return -0.5 * (sigmoid(b) * log_sigmoid(a) + sigmoid(a) * log_sigmoid(b))
+    if form == "dense":
+        return -log_sigmoid(a)
     if form == "plain_log":
         return -0.5 * (log_sigmoid(a) + log_sigmoid(b))
     if form == "martingale":
         return -(sigmoid(b) * log_sigmoid(a) + sigmoid(-b) * log_sigmoid(-a))
     return abs(sigmoid(a) - sigmoid(b)) ** {"l1": 1, "l2": 2}[form]
+
+
+def naive_return(logits, inside, t, td_lambda):
+    """The lambda-return of u and of 1 - u at t, term by term (forward view)."""
+    end = t
+    while end + 1 < len(inside) and inside[end + 1]:
+        end += 1
+    steps = range(1, end - t + 1)
+    g, rest = (
+        (1 - td_lambda) * sum(td_lambda ** (n - 1) * sigmoid(sign * logits[t + n]) for n in steps) for sign in (1, -1)
+    )
+    return g + td_lambda ** (end - t), rest  # behind the last token stands the label, 1
 
 
 def naive_mean(row, inside, centering):
@@ -33,7 +47,15 @@ def naive_mean(row, inside, centering):
 
 
 def naive_terms(
-    rewards, mask, probs, weighting="probability", form="mutual_bce", centering="response", labels=None, partners=None
+    rewards,
+    mask,
+    probs,
+    weighting="probability",
+    form="mutual_bce",
+    centering="response",
+    labels=None,
+    partners=None,
+    td_lambda=0.9,
 ):
     """A and W straight from the formulas, token by token, in Python floats (float64).
 
@@ -47,14 +69,19 @@ def naive_terms(
             mean, sign = naive_mean(rewards[partner], mask[partner], centering), 1 if row < half else -1
         else:
             mean, sign = 0.0, 1 if labels[row] else -1
+        logits = [sign * (reward - mean) for reward in rewards[row]]
         for t in range(len(mask[row]) - 1):
             other = t + 1 if partners is None else partners[row][t]
             if not (mask[row][t] and mask[row][t + 1]) or other is None:
                 continue
-            a, b = (sign * (rewards[row][k] - mean) for k in (t, other))
+            a, b = logits[t], logits[other]
             p = probs[row][t + 1]
             p = {"uniform": 1.0, "inverted": 1.0 - p}.get(weighting, p)
-            loss += naive_ell(form, a, b) * p
+            if form == "td_lambda":
+                g, rest = naive_return(logits, mask[row], t, td_lambda)
+                loss += -(g * log_sigmoid(a) + rest * log_sigmoid(-a)) * p
+            else:
+                loss += naive_ell(form, a, b) * p
             scale += 0.5 * (sigmoid(a) + sigmoid(b)) * p
             count += 1
     return loss / max(count, 1), scale / max(count, 1)

@@ -2,11 +2,11 @@
 
 from icrm_lib.objectives.consistency import (
     CENTERINGS,
-    FORMS,
     WEIGHTINGS,
     consistency_terms,
     pointwise_consistency_terms,
 )
+from icrm_lib.objectives.forms import FORMS
 from icrm_lib.objectives.responses import (
     GRM_FORMS,
     bradley_terry_loss,

@@ -7,10 +7,10 @@ probability of a token, w = chosen, l = rejected, sg = stop-gradient.
 import torch
 import torch.nn.functional as F
 
+from icrm_lib.objectives.forms import at_other, check_form, token_losses
 from icrm_lib.objectives.inputs import check_option, check_tokens, positive, widen
 
 CENTERINGS = ("response", "positions", "none")
-FORMS = ("mutual_bce", "plain_log", "l1", "l2", "martingale")
 WEIGHTINGS = ("probability", "uniform", "inverted", "random_pairs")
 
 
@@ -22,6 +22,7 @@ def consistency_terms(
     centering: str = "response",
     form: str = "mutual_bce",
     weighting: str = "probability",
+    td_lambda: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The consistency term of adjacent prefixes and its scale, before normalisation: A and W.
@@ -40,9 +41,16 @@ def consistency_terms(
         l1          |u_t - u_{t+1}|, gradient through both
         l2          (u_t - u_{t+1})^2, gradient through both
         martingale  -[sg(u_{t+1}) log u_t + (1 - sg(u_{t+1})) log(1 - u_t)], gradient through u_t only
+        td_lambda   -[g_t log u_t + (1 - g_t) log(1 - u_t)], gradient through u_t only, with the lambda-return
+                    g_t = (1 - lambda) sg(u_{t+1}) + lambda g_{t+1} where t+1 has a next response token, else 1 for
+                    g_{t+1} (the label: u is the probability that it is right)
+        dense       -log u_t, a Bradley-Terry loss at every token but the last, which the loss of the whole response
+                    has: the token-level verifier of Cobbe et al. (arXiv 2110.14168) in pairs
     "martingale" is TD(0) with cross-entropy. Over y_{t+1} drawn from the generator its expectation is smallest at
     u_t = E[u_{t+1} | x, y_{<=t}], which is eq. (3) with n = m + 1. The data do the drawing, so it assumes responses
-    of the generator and goes with "uniform": a weight p counts the probability of the draw twice.
+    of the generator and goes with "uniform": a weight p counts the probability of the draw twice. "td_lambda" (Sutton
+    and Barto, chapter 12) goes with "uniform" for the same reason. It is "martingale" at lambda = 0 and "dense", the
+    Monte Carlo target, at 1.
 
     Args:
         rewards: raw token rewards, rows 0..B-1 chosen, rows B..2B-1 the rejected partners. Shape: (2B, T).
@@ -52,11 +60,12 @@ def consistency_terms(
             partner's row as they are, a slip of the reference implementation: the prompt, and how much padding the
             batch happens to have and what it holds, change the loss); "none" (u^w = sigmoid(R^w),
             u^l = 1 - sigmoid(R^l)).
-        form: "mutual_bce", "plain_log", "l1", "l2" or "martingale".
+        form: "mutual_bce", "plain_log", "l1", "l2", "martingale", "td_lambda" or "dense".
         weighting: "probability"; "uniform" (p = 1, the control without a generator); "inverted" (1 - p_{t+1} for
             p_{t+1}); "random_pairs" (u_s for u_{t+1}, the weight p_{t+1} kept: s is uniform among the response tokens
             of the row but t and its two neighbours, first and last token being neighbours too; a row with fewer than
-            four response tokens has M_t = 0).
+            four response tokens has M_t = 0; not for "td_lambda", whose return is over what follows).
+        td_lambda: lambda of the form "td_lambda", in [0, 1].
         generator: source of the draws of "random_pairs", torch's global one by default. The draws depend on the mask
             only through its response tokens, not through the padding.
 
@@ -65,16 +74,16 @@ def consistency_terms(
         has two response tokens (four for "random_pairs").
 
     Raises:
-        ValueError: shapes differ, an odd number of rows, or an unknown option.
+        ValueError: shapes differ, an odd number of rows, an unknown option, or two that exclude each other.
     """
     if rewards.dim() != 2 or rewards.shape[0] % 2:
         raise ValueError(f"rewards must have shape (2B, T): B chosen rows, then B rejected; got {tuple(rewards.shape)}")
     check_tokens(rewards, response_mask=response_mask, token_probs=token_probs)
     check_option("centering", centering, CENTERINGS)
-    check_option("form", form, FORMS)
     check_option("weighting", weighting, WEIGHTINGS)
+    check_form(form, weighting, td_lambda)
     logits = _calibrated(widen(rewards), response_mask, centering)
-    return _terms(logits, response_mask, token_probs, form, weighting, generator)
+    return _terms(logits, response_mask, token_probs, form, weighting, td_lambda, generator)
 
 
 def pointwise_consistency_terms(
@@ -85,6 +94,7 @@ def pointwise_consistency_terms(
     *,
     form: str = "mutual_bce",
     weighting: str = "probability",
+    td_lambda: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A and W of `consistency_terms` for responses with outcome labels instead of partners (math, code).
@@ -98,24 +108,24 @@ def pointwise_consistency_terms(
         response_mask: True on response tokens and the closing token. Bool. Shape: (N, T).
         token_probs: entry t = P_gen(token t | tokens < t), in [0, 1]. Shape: (N, T). Ignored for "uniform".
         labels: z, 1 where the response is right and 0 where it is wrong. Bool, int or float. Shape: (N,).
-        form, weighting, generator: see `consistency_terms`.
+        form, weighting, td_lambda, generator: see `consistency_terms`.
 
     Returns:
         (A, W), as `consistency_terms`.
 
     Raises:
-        ValueError: shapes differ, a label is neither 0 nor 1, or an unknown option.
+        ValueError: shapes differ, a label is neither 0 nor 1, an unknown option, or two that exclude each other.
     """
     check_tokens(rewards, response_mask=response_mask, token_probs=token_probs)
     if labels.shape != rewards.shape[:1]:
         raise ValueError(
             f"labels must have one entry a row of rewards, shape {tuple(rewards.shape[:1])}; got {tuple(labels.shape)}"
         )
-    check_option("form", form, FORMS)
     check_option("weighting", weighting, WEIGHTINGS)
+    check_form(form, weighting, td_lambda)
     rewards = widen(rewards).masked_fill(~response_mask, 0.0)
     logits = torch.where(positive(labels)[:, None], rewards, -rewards)
-    return _terms(logits, response_mask, token_probs, form, weighting, generator)
+    return _terms(logits, response_mask, token_probs, form, weighting, td_lambda, generator)
 
 
 def _terms(
@@ -124,6 +134,7 @@ def _terms(
     token_probs: torch.Tensor,
     form: str,
     weighting: str,
+    td_lambda: float,
     generator: torch.Generator | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # A and W from the logits of u on. Outside the mask the logits are arbitrary but finite.
@@ -133,9 +144,8 @@ def _terms(
         pairs = pairs & (response_mask.sum(1, keepdim=True) >= 4)  # with three, all tokens are neighbours
         partners = _random_partners(response_mask, pairs, generator)
 
-    log_u = F.logsigmoid(logits)  # log-sigmoid: exact at |reward| = 50 and beyond
-    u = log_u.detach().exp()
-    ell = _ell(form, logits, log_u, u, partners)
+    ell = token_losses(form, logits, pairs, partners, td_lambda)
+    u = F.logsigmoid(logits.detach()).exp()  # log-sigmoid: exact at |reward| = 50 and beyond
     weights = pairs.to(u.dtype)
     if weighting != "uniform":
         p = token_probs[:, 1:].to(u.dtype)
@@ -143,30 +153,8 @@ def _terms(
         weights = torch.where(pairs, 1.0 - p if weighting == "inverted" else p, 0.0)  # p_{t+1} M_t
     count = pairs.sum().clamp(min=1)
     loss = (ell * weights).sum() / count  # A
-    scale = (0.5 * (_other(u, partners) + u[:, :-1]) * weights).sum() / count  # W
+    scale = (0.5 * (at_other(u, partners) + u[:, :-1]) * weights).sum() / count  # W
     return loss, scale.detach()
-
-
-def _ell(
-    form: str, logits: torch.Tensor, log_u: torch.Tensor, u: torch.Tensor, partners: torch.Tensor | None
-) -> torch.Tensor:
-    # ell_t for t = 0..T-2; u carries no gradient (sg), log_u does.
-    log_here, log_other = log_u[:, :-1], _other(log_u, partners)
-    if form == "mutual_bce":
-        return -0.5 * (_other(u, partners) * log_here + u[:, :-1] * log_other)
-    if form == "plain_log":
-        return -0.5 * (log_here + log_other)
-    if form == "martingale":
-        log_not_u = F.logsigmoid(-logits)  # log(1 - u) would be -inf from a logit of 18 on in float32
-        not_u = log_not_u.detach().exp()
-        return -(_other(u, partners) * log_here + _other(not_u, partners) * log_not_u[:, :-1])
-    difference = log_here.exp() - log_other.exp()
-    return difference.abs() if form == "l1" else difference.square()
-
-
-def _other(values: torch.Tensor, partners: torch.Tensor | None) -> torch.Tensor:
-    # The values at t + 1, or at the partner of t. Shape: (N, T) -> (N, T - 1).
-    return values[:, 1:] if partners is None else values.gather(1, partners)
 
 
 def _random_partners(

@@ -43,7 +43,8 @@ class ICRMConfig(RewardConfig):
         weighting: of `objectives.consistency_terms`, or "shuffled" (the probabilities of a response, permuted by an
             order fixed for the response), "entropy" (exp of minus the generator's entropy before the token),
             "top1_margin" (probability of its most probable token minus that of the second).
-        form, centering: see `objectives.consistency_terms`; centring plays no part for "outcome" and "process".
+        form, td_lambda, centering: see `objectives.consistency_terms`; centring plays no part for "outcome" and
+            "process".
         scale_decay: decay of the running scale S, in [0, 1).
         scale_start: S before the first step, > 0.
         padding_free: run a batch as few rows, each filled with whole responses, instead of one padded row a response.
@@ -64,6 +65,7 @@ class ICRMConfig(RewardConfig):
     text_beta: float = _setting("text_beta", "beta of the GRM forms of the text term.")
     weighting: str = _setting("weighting", "Weights of the consistency term.")
     form: str = _setting("form", "Form of the consistency term.")
+    td_lambda: float = _setting("td_lambda", "lambda of the form 'td_lambda', in [0, 1].")
     centering: str = _setting("centering", "What the token rewards are centred on.")
     scale_decay: float = field(default=0.95, metadata={"help": "Decay of the running scale S."})
     scale_start: float = field(default=0.5, metadata={"help": "S before the first step."})
@@ -81,6 +83,10 @@ class ICRMConfig(RewardConfig):
             value, known = getattr(self, name), options(RewardModelSettings, name)
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}; {nearest(value, list(known))}")
+        if not 0.0 <= self.td_lambda <= 1.0:
+            raise ValueError(f"td_lambda must be in [0, 1], got {self.td_lambda}")
+        if self.form == "td_lambda" and self.weighting == "random_pairs":
+            raise ValueError("form='td_lambda' looks at all tokens that follow, not at 'random_pairs'; change one")
         if self.sft_weight < 0.0 or self.positive_weight < 0.0:
             raise ValueError(f"sft_weight, positive_weight must be >= 0: {self.sft_weight}, {self.positive_weight}")
         if self.text_form != "mean_nll" and self.sft_weight >= 1.0:

@@ -145,7 +145,8 @@ def _response_loss(batch: Batch, args: ICRMConfig, share: Share, trl_loss: torch
 
 def _consistency_terms(batch: Batch, probs: torch.Tensor, args: ICRMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     # Weights that the data bring stand in the place of the probabilities.
-    options = {"form": args.form, "weighting": args.weighting if args.weighting in WEIGHTINGS else "probability"}
+    weighting = args.weighting if args.weighting in WEIGHTINGS else "probability"
+    options = {"form": args.form, "weighting": weighting, "td_lambda": args.td_lambda}
     if args.loss == "bradley_terry":
         return consistency_terms(batch.rewards, batch.response_mask, probs, centering=args.centering, **options)
     return pointwise_consistency_terms(batch.rewards, batch.response_mask, probs, batch.outcomes, **options)

@@ -136,7 +136,7 @@ def test_the_fitted_generator_is_a_plain_directory_other_than_the_base(made):
     )
 
 
-@pytest.mark.parametrize("method", ["bt", "icrm_uniform", "martingale"])
+@pytest.mark.parametrize("method", ["bt", "icrm_uniform", "martingale", "dense_bt"])
 def test_a_method_without_probabilities_fits_no_generator(calls, tmp_path, method):
     ws = Workspace(MICRO, folder=tmp_path)
     ws.reward_model_folder(method)

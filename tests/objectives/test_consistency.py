@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
-from formulas import batch, naive_mean, naive_terms, ragged, seeded, sigmoid
+from formulas import batch, naive_mean, naive_return, naive_terms, ragged, seeded, sigmoid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from icrm_lib.objectives import CENTERINGS, FORMS, WEIGHTINGS, consistency_terms, pointwise_consistency_terms
+
+# "td_lambda" looks at all that follows, so there is nothing to draw.
+FORMS_AND_WEIGHTINGS = [(f, w) for f in FORMS for w in WEIGHTINGS if (f, w) != ("td_lambda", "random_pairs")]
 
 
 def partners_of(mask, seed):
@@ -63,8 +66,7 @@ def test_any_layout_of_prompts_and_padding_gives_the_double_loop(spans, shift, s
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("form", "weighting"), FORMS_AND_WEIGHTINGS)
 def test_every_option_equals_the_double_loop(seed, form, weighting):
     rewards, mask, probs = ragged(seed)
     labels = ((torch.arange(8) + seed) % 3 == 0).long()
@@ -95,6 +97,8 @@ def surrogate_terms(x, logits_of, mask, probs, form, weighting, partners):
     p = {"uniform": torch.ones_like(p), "inverted": 1 - p}.get(weighting, p)
     frozen = logits_of(x.detach())
     frozen_a, frozen_b = torch.sigmoid(frozen[rows, here]), torch.sigmoid(frozen[rows, other])
+    returns = [naive_return(frozen[row].tolist(), mask[row].tolist(), t, 0.9)[0] for row, t, _ in pairs]
+    returns = torch.tensor(returns, dtype=torch.float64)
 
     def function(x):
         a, b = logits_of(x)[rows, here], logits_of(x)[rows, other]
@@ -105,14 +109,15 @@ def surrogate_terms(x, logits_of, mask, probs, form, weighting, partners):
             "l1": (torch.sigmoid(a) - torch.sigmoid(b)).abs(),
             "l2": (torch.sigmoid(a) - torch.sigmoid(b)) ** 2,
             "martingale": -(frozen_b * log_a + (1 - frozen_b) * (log_a - a)),  # log(1 - u) = log u - logit
+            "td_lambda": -(returns * log_a + (1 - returns) * (log_a - a)),
+            "dense": -log_a,
         }[form]
         return (ell * p).sum() / len(pairs)
 
     return function
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("form", "weighting"), FORMS_AND_WEIGHTINGS)
 def test_gradient_of_every_option_with_the_stop_gradients_held_fixed(form, weighting):
     rewards, mask, probs = ragged(23, length=9)
     rewards.requires_grad_(True)
@@ -159,6 +164,36 @@ def test_the_martingale_form_is_smallest_at_the_mean():
     mean = 0.75 * sigmoid(1.5) + 0.25 * sigmoid(-2.0)
     assert best("martingale") == pytest.approx(mean, rel=1e-10)
     assert best("mutual_bce") > 0.99 and best("plain_log") > 0.99  # these only push up
+
+
+@pytest.mark.parametrize("weighting", ["probability", "uniform", "inverted"])
+def test_td_lambda_lies_between_the_martingale_and_the_dense_form(weighting):
+    rewards, mask, probs = ragged(29)
+    terms = {"weighting": weighting}
+    for td_lambda, form in ((0.0, "martingale"), (1.0, "dense")):
+        found = []
+        for options in ({"form": "td_lambda", "td_lambda": td_lambda}, {"form": form}):
+            x = rewards.clone().requires_grad_(True)
+            loss, scale = consistency_terms(x, mask, probs, **terms, **options)
+            found.append((loss.item(), scale.item(), torch.autograd.grad(loss, x)[0]))
+        (loss, scale, gradient), want = found
+        assert loss == pytest.approx(want[0], rel=1e-14) and scale == want[1]
+        torch.testing.assert_close(gradient, want[2], rtol=1e-12, atol=1e-16)
+    data = (rewards, mask, probs)
+    for td_lambda in (0.3, 0.75):
+        got = consistency_terms(*data, form="td_lambda", td_lambda=td_lambda, **terms)
+        want = naive_terms(*(x.tolist() for x in data), form="td_lambda", td_lambda=td_lambda, **terms)
+        assert torch.stack(got).tolist() == pytest.approx(want, rel=1e-12)
+
+
+def test_the_dense_form_is_bradley_terry_at_every_token_but_the_last():
+    rewards = torch.tensor([[0.3, 1.2, -0.4, 9.0], [0.5, -1.0, 0.2, 9.0]]).double()
+    mask = torch.tensor([[True, True, True, False]] * 2)
+    loss, _ = consistency_terms(rewards, mask, mask.double(), form="dense", weighting="uniform")
+    means = rewards[:, :3].mean(1)
+    chosen = [-math.log(sigmoid(rewards[0, t] - means[1])) for t in (0, 1)]
+    rejected = [-math.log(1 - sigmoid(rewards[1, t] - means[0])) for t in (0, 1)]
+    assert loss.item() == pytest.approx(sum(chosen + rejected) / 4, rel=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -216,8 +251,7 @@ def test_rows_of_three_tokens_do_not_count_for_random_pairs():
     assert loss.item() == 0.0 and scale.item() == 0.0 and (rewards.grad == 0).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("form", "weighting"), FORMS_AND_WEIGHTINGS)
 def test_no_option_reads_outside_the_mask(form, weighting):
     """Nor how much stands there. Except centring on all positions, which is there to show that slip."""
     rewards, mask, probs = ragged(41)
@@ -262,8 +296,7 @@ def test_the_order_of_pairs_and_a_constant_on_all_rewards_change_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(("form", "weighting"), FORMS_AND_WEIGHTINGS)
 @pytest.mark.parametrize("size", [50.0, 150.0, 500.0])
 def test_every_option_stays_finite_and_right_at_extreme_rewards(dtype, form, weighting, size):
     signs = torch.tensor([[1, -1, -1, 1, 1, 0], [-1, 1, 1, 1, -1, -1]])
@@ -304,6 +337,8 @@ def test_single_token_responses_give_zero_with_a_gradient_path():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"td_lambda": 1.5}, r"td_lambda must be in \[0, 1\], got 1.5"),
+        ({"form": "td_lambda", "weighting": "random_pairs"}, "choose another weighting"),
         ({"form": "l3"}, "mutual_bce"),
         ({"weighting": "propability"}, "probability"),
         ({"centering": "batch"}, "response"),

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from formulas import log_sigmoid as log_sigmoid_of
-from formulas import naive_terms, ragged
+from formulas import naive_return, naive_terms, ragged
 from transformers import AutoModelForCausalLM
 
 from icrm_lib.objectives import CENTERINGS, FORMS
@@ -199,12 +199,17 @@ def consistency(o, u):
             p = o.batch["token_probs"][i, list(o.where[i])]
             assert sorted(p.tolist()) == sorted(logweights.exp().tolist())
         a, b, here, there = u[i][:-1], u[i][1:], u[i][:-1].detach(), u[i][1:].detach()
+        logits = u[i].detach().logit().tolist()
+        g = [naive_return(logits, [True] * len(logits), t, o.settings.td_lambda)[0] for t in range(len(a))]
+        g = torch.tensor(g)
         ell = {
             "mutual_bce": -(there * a.log() + here * b.log()) / 2,
             "plain_log": -(a.log() + b.log()) / 2,
             "l1": (a - b).abs(),
             "l2": (a - b) ** 2,
             "martingale": -(there * a.log() + (1 - there) * (1 - a).log()),
+            "td_lambda": -(g * a.log() + (1 - g) * (1 - a).log()),
+            "dense": -a.log(),
         }[o.settings.form]
         total += (ell * p[1:]).sum()
         halves += ((here + there) / 2 * p[1:]).sum()
@@ -283,6 +288,7 @@ CASES = {
         without_labels,
     ),
     **{f"form {form}": (ICRM | {"form": form}, pairwise) for form in FORMS},
+    "TD(0.3)": (ICRM | {"form": "td_lambda", "td_lambda": 0.3}, pairwise),
     **{f"centring {centering}": (ICRM | {"centering": centering}, pairwise) for centering in CENTERINGS},
     **{f"weights {name}": (ICRM | {"weighting": name}, pairwise) for name in WEIGHTINGS if name != "random_pairs"},
 }
