@@ -2,7 +2,7 @@
 
 from icrm_lib.preferences.forms import LABEL_KEYS
 from icrm_lib.preferences.loading import load_preferences, preference_rows
-from icrm_lib.preferences.prompts import split_by_prompt
+from icrm_lib.preferences.prompts import hold_out, prompt_folds, split_by_prompt
 from icrm_lib.preferences.report import Refusal, Report, read_reports, write_reports
 from icrm_lib.preferences.responses import load_spans
 from icrm_lib.preferences.spans import token_labels
@@ -14,9 +14,11 @@ __all__ = [
     "Fitting",
     "Refusal",
     "Report",
+    "hold_out",
     "load_preferences",
     "load_spans",
     "preference_rows",
+    "prompt_folds",
     "read_reports",
     "split_by_prompt",
     "token_labels",

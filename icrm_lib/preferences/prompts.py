@@ -1,4 +1,4 @@
-"""Which rows have the same prompt, and splits that share none."""
+"""Which rows have the same prompt, and splits and folds that share none."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -74,3 +74,43 @@ def split_by_prompt(
         dataset.select([row for row, prompt_id in enumerate(ids) if part_of[prompt_id] == part])
         for part in range(len(fractions))
     )
+
+
+def prompt_folds(dataset: Dataset, folds: int = 5) -> np.ndarray:
+    """Return the fold of each row, in which all rows with its prompt are.
+
+    A fold depends on the text of the prompt alone, through `prompt_id` (xxh3): it is the same on every machine, in
+    every order, and whatever other rows there are.
+
+    Args:
+        dataset: with a column `prompt_id` of 16 hex digits. N rows.
+        folds: how many, at least 2. They hold about equally many prompts, not rows.
+
+    Returns:
+        numbers from 0 to folds - 1. Shape: (N,).
+
+    Raises:
+        ValueError: fewer than 2 folds.
+    """
+    if folds < 2:
+        raise ValueError(f"folds={folds}: one is held out of the others, so at least 2 are needed; use 5")
+    return np.array([int(prompt_id, 16) % folds for prompt_id in dataset["prompt_id"][:]], dtype=np.int64)
+
+
+def hold_out(dataset: Dataset, fold: int, folds: int = 5) -> tuple[Dataset, Dataset]:
+    """Split a data set into the rows outside a fold, to train on, and those in it, both in their old order.
+
+    Args:
+        dataset, folds: see `prompt_folds`.
+        fold: which is held out, from 0.
+
+    Raises:
+        ValueError: no such fold, or one of the two parts has no row.
+    """
+    numbers = prompt_folds(dataset, folds)
+    if fold not in range(folds):
+        raise ValueError(f"fold {fold} of {folds}: they count from 0 to {folds - 1}")
+    parts = [np.flatnonzero((numbers == fold) == held) for held in (False, True)]
+    if not all(map(len, parts)):
+        raise ValueError(f"fold {fold} of {folds} holds {len(parts[1])} of {len(dataset)} rows; use fewer folds")
+    return dataset.select(parts[0]), dataset.select(parts[1])
