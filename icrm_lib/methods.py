@@ -48,6 +48,7 @@ METHODS: dict[str, Method] = {
     "bt_centered": Method(
         "+ reward centring", {**_PAIRS, "center_rewards": 0.01}, "objectives", ("center_rewards", (0.01, 0.1))
     ),
+    "mean_token_bt": Method("Bradley-Terry, mean of the tokens", {**_BT, "pooling": "mean"}, "objectives"),
     "frozen_mlp": Method("Frozen backbone, MLP", {**_BT, "frozen_backbone": True, "head": "mlp"}, "objectives"),
     "grm_sft": Method("GRM (SFT)", _GRM, "main", _ALPHA),
     "grm_sft_mlp": Method("GRM (SFT), MLP", {**_GRM, "head": "mlp"}, "objectives", tuned_as="grm_sft"),

@@ -140,6 +140,7 @@ class RewardModelSettings:
     sft_weight: Weight = 0.001
     # this and the following: see `training.ICRMConfig`
     loss: Literal["bradley_terry", "outcome", "process"] = "bradley_terry"
+    pooling: Literal["last", "mean"] = "last"
     label_smoothing: Annotated[Number, Field(ge=0, lt=0.5)] = 0.0
     positive_weight: Weight = 0.0
     text_form: Literal["mean_nll", "grm_sft", "grm_dpo_noref", "grm_dpo"] = "mean_nll"

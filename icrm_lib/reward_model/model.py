@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icrm_lib import runtime
-from icrm_lib.reward_model import scoring
+from icrm_lib.reward_model import pooling, scoring
 from icrm_lib.reward_model.adoption import adopt_padding
 from icrm_lib.reward_model.closing import Readout, check_readout, closing_scores
 from icrm_lib.reward_model.head import reward_head
@@ -43,7 +43,9 @@ class RewardModel:
     closing token (`icrm_reads: closing` in its configuration, or a tokenizer of `tokenization.prepare_tokenizer`), of
     any other one where `transformers` reads it on the ids of `apply_chat_template`, at the last token that is not
     padding. With many chat templates that is a line break behind the closing token; where padding and closing token
-    are one, it is the token before it. `tokenization.reads(model.tokenizer)` says which: "closing" or "last".
+    are one, it is the token before it. `tokenization.reads(model.tokenizer)` says which: "closing" or "last". A model
+    that was trained with `pooling="mean"` (`icrm_pooling: mean` in its configuration) scores a response by the mean of
+    its token rewards up to there, and a prefix by the mean so far, which then is the reward of each token, too.
 
     Args:
         model: from `AutoModelForSequenceClassification` with one label, PEFT-wrapped or not.
@@ -153,7 +155,8 @@ class RewardModel:
         Args:
             rows: token ids of whole conversations.
             batch_size: see `score`.
-            prompt_lengths: how many leading tokens of each row are its prompt, which other rows may share.
+            prompt_lengths: how many leading tokens of each row are its prompt, which other rows may share. Needed where
+                the model averages over the response.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
@@ -162,9 +165,19 @@ class RewardModel:
         places = [self._place(row) for row in rows]
         if prompt_lengths is not None and len(prompt_lengths) != len(rows):
             raise ValueError(f"{len(rows)} rows but {len(prompt_lengths)} prompt_lengths; give one for each row")
+        if prompt_lengths is None and pooling.is_mean(self.model):
+            raise ValueError("this model scores by the mean over the response; give prompt_lengths, where each starts")
         shared = [0] * len(rows) if prompt_lengths is None else list(map(min, prompt_lengths, places))
-        rewards = self.token_scores(rows, places, batch_size=batch_size, shared=shared)
-        return np.array([values[0] for values in rewards], dtype=np.float32)
+        return self._scores_at(rows, places, shared, batch_size=batch_size)
+
+    def _scores_at(
+        self, rows: Sequence[list[int]], places: list[int], prompts: list[int], *, batch_size: int | None = None
+    ) -> np.ndarray:
+        """The score of each row up to a place; `prompts` counts the tokens before its response, at most the place."""
+        starts = prompts if pooling.is_mean(self.model) else places
+        rewards = self.token_scores(rows, starts, batch_size=batch_size, shared=prompts)
+        found = zip(rewards, places, starts, strict=True)
+        return np.array([values[place - start] for values, place, start in found], dtype=np.float32)
 
     def _tokenized(
         self, conversations: Sequence[Conversation], max_length: int | None, *, offsets: bool = False
@@ -207,10 +220,12 @@ class RewardModel:
         """Read the rewards at the tokens of each row from a position on.
 
         Args:
-            rows, starts, batch_size: see `scoring.token_scores`.
+            rows, starts, batch_size: see `scoring.token_scores`; where the model averages over the response, each start
+                is the response's.
             shared: see there; for the readout "place" alone.
             readout: "place", the reward where each token stands, or "closing", what it would be if the response ended
-                with that token (`closing.closing_scores`); at the closing token itself both are the score.
+                with that token (`closing.closing_scores`); at the closing token itself both are the score. A model
+                that averages has learned to score prefixes in place, so both are the mean so far.
 
         Returns:
             per row float32 rewards. Shape of each: (len(row) - start,).
@@ -221,9 +236,10 @@ class RewardModel:
         if len(starts) != len(rows) or not all(0 <= start < len(row) for start, row in zip(starts, rows, strict=True)):
             raise ValueError("starts must be one position inside each row; give the first token asked for, from 0")
         options = {"pad_token_id": self.model.config.get_text_config().pad_token_id, "batch_size": batch_size}
-        if check_readout(readout) == "closing" and self._closing:
+        if check_readout(readout) == "closing" and self._closing and not pooling.is_mean(self.model):
             return closing_scores(self.model, rows, starts, self._closing, **options)
-        return scoring.token_scores(self.model, rows, starts, shared=shared, **options)
+        rewards = scoring.token_scores(self.model, rows, starts, shared=shared, **options)
+        return list(map(pooling.running_means, rewards)) if pooling.is_mean(self.model) else rewards
 
     @functools.cached_property
     def _closing(self) -> list[int]:
@@ -257,12 +273,11 @@ class RewardModel:
             for text, whole in zip(texts, finished, strict=True)
         ]
         ids, finished = [row.input_ids for row in rows], list(finished)
-        if check_readout(readout) == "closing":
+        if check_readout(readout) == "closing" and not pooling.is_mean(self.model):
             ids = [row if whole else row + self._closing for row, whole in zip(ids, finished, strict=True)]
         places = [self._place(row) if whole else len(row) - 1 for row, whole in zip(ids, finished, strict=True)]
         shared = [min(row.prompt_length, place) for row, place in zip(rows, places, strict=True)]
-        rewards = self.token_scores(ids, places, shared=shared)
-        return np.array([values[0] for values in rewards], dtype=np.float32)
+        return self._scores_at(ids, places, shared)
 
     def token_rewards(
         self,
@@ -329,11 +344,17 @@ class RewardModel:
             adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only.
 
         Raises:
-            ValueError: `adapter_only` without an adapter; a tokenizer that gives other ids when it is loaded again.
+            ValueError: `adapter_only` without an adapter or for a model that averages; a tokenizer that gives other ids
+                when it is loaded again.
         """
         model = self.model
         if adapter_only and not isinstance(model, PeftModel):
             raise ValueError("adapter_only=True needs a PEFT model; this one has no adapter, save it whole")
+        if adapter_only and pooling.is_mean(model):
+            raise ValueError(
+                "adapter_only=True saves no configuration, and this model's says that it scores by the mean of its "
+                "token rewards; save it whole"
+            )
         if isinstance(model, PeftModel) and not adapter_only:
             # A copy is merged: the caller may go on training this one, and merging is not exactly reversible.
             model = copy.deepcopy(model).merge_and_unload()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import regex
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from icrm_lib.reward_model.pooling import is_mean, running_means
 from icrm_lib.reward_model.scoring import PrefixScorer, last_token
 from icrm_lib.tokenization import Conversation, Tokenized, checked_conversation, tokenize_conversation
 
@@ -97,7 +98,7 @@ class RewardStream:
         self._tokenizer = tokenizer
         self._prompt = checked_conversation(prompt, tokenizer.get_chat_template(), "the prompt", reply=False)
         self._pad_token_id = model.config.get_text_config().pad_token_id
-        self._scorer = PrefixScorer(model)
+        self._scorer, self._averages = PrefixScorer(model), is_mean(model)
 
     def update(self, text: str, *, finished: bool = False) -> list[TokenReward]:
         """Return the reward after each token of the text so far.
@@ -112,4 +113,6 @@ class RewardStream:
         row = tokenize_so_far(self._tokenizer, self._prompt, text, finished=finished)
         end = last_token(row.input_ids, self._pad_token_id) + 1 if finished else len(row.input_ids)
         rewards = self._scorer.update(row.input_ids[:end])[row.prompt_length :]
+        if self._averages:
+            rewards = running_means(rewards)
         return at_offsets(text, row.offsets[: len(rewards)], rewards.tolist())

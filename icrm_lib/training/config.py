@@ -8,7 +8,7 @@ from trl import RewardConfig
 from icrm_lib.profiles import RewardModelSettings, options
 from icrm_lib.runtime import nearest
 
-OPTIONS = ("weighting", "form", "centering", "loss", "text_form")
+OPTIONS = ("weighting", "form", "centering", "loss", "pooling", "text_form")
 # Weights that the data bring (see `generator.STATISTICS`); the others the term makes of the probabilities itself.
 STATISTIC_OF = {"entropy": "negentropies", "top1_margin": "logmargins"}
 
@@ -34,6 +34,10 @@ class ICRMConfig(RewardConfig):
             (columns `chosen_label`, `rejected_label` in {0, 1}; without them chosen is 1 and rejected 0); "process",
             a cross-entropy with a value per token (columns `chosen_step_values`, `rejected_step_values`, one entry in
             [0, 1] a response token, nan where there is none), averaged over all labelled tokens.
+        pooling: the reward of a response, which L and TRL's metrics read: "last", at its closing token, or "mean", the
+            mean of its token rewards, closing token included. The model then carries `icrm_pooling: mean` in its
+            configuration, by which `reward_model.RewardModel` scores alike, prefixes too. Other tools read the closing
+            token all the same, and an adapter alone has no such configuration.
         label_smoothing: e of `objectives.bradley_terry_loss`, in [0, 0.5).
         positive_weight: weight of `objectives.positive_reward_penalty`, >= 0.
         text_form: "mean_nll", the mean token loss of the chosen response; "grm_sft", "grm_dpo_noref", "grm_dpo", see
@@ -59,6 +63,7 @@ class ICRMConfig(RewardConfig):
     consistency_weight: float = _setting("consistency_weight", "lambda of the consistency term, in [0, 1).")
     sft_weight: float = _setting("sft_weight", "Weight of the text term.")
     loss: str = _setting("loss", "Loss of the closing token, or of labelled tokens.")
+    pooling: str = _setting("pooling", "Reward of a response: last, at its closing token, or mean, of its tokens.")
     label_smoothing: float = _setting("label_smoothing", "Assumed share of wrong preferences, in [0, 0.5).")
     positive_weight: float = _setting("positive_weight", "Weight of the positive-reward penalty.")
     text_form: str = _setting("text_form", "Form of the text term.")
@@ -95,6 +100,8 @@ class ICRMConfig(RewardConfig):
             raise ValueError(f"text_beta must be > 0, got {self.text_beta}")
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}")
+        if self.pooling == "mean" and self.loss == "process":
+            raise ValueError("pooling='mean' is for losses of whole responses, not loss='process'; change one of them")
         of_pairs = ("label_smoothing", "positive_weight", "center_rewards_coefficient")
         if self.loss != "bradley_terry" and any(getattr(self, name) for name in of_pairs):
             raise ValueError(f"{', '.join(of_pairs)} go with loss='bradley_terry', not {self.loss!r}; leave them out")
@@ -127,7 +134,8 @@ class ICRMConfig(RewardConfig):
     def needs_tokens(self) -> bool:
         """Whether training looks at more than the reward of the closing token, or at labels of its own, or packs."""
         terms = self.consistency_weight > 0 or self.sft_weight > 0
-        return terms or self.loss != "bradley_terry" or True in (self.padding_free, self.prefix_sharing)
+        labels = self.loss != "bradley_terry" or self.pooling == "mean"
+        return terms or labels or True in (self.padding_free, self.prefix_sharing)
 
     @property
     def is_trl(self) -> bool:

@@ -31,6 +31,7 @@ from icrm_lib.language_model.loading import NO_CODE, SAFE
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.loading import load_reward_model
+from icrm_lib.reward_model.pooling import note_pooling
 from icrm_lib.training.config import ICRMConfig
 from icrm_lib.training.packing import layout_of
 from icrm_lib.training.trainer import ICRMTrainer
@@ -177,7 +178,9 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
     if not first:
         return None
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
-    return load_reward_model(adapter, dtype=dtype)[0]
+    model = load_reward_model(adapter, dtype=dtype)[0]
+    note_pooling(model, settings.pooling)  # an adapter has no configuration of the model
+    return model
 
 
 def lora_config(settings: RewardModelSettings) -> LoraConfig:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardTrainer
 from trl.data_utils import get_dataset_column_names
 from trl.trainer.reward_trainer import DataCollatorForPreference
@@ -20,7 +21,8 @@ from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.language_model.positions import SequenceTooLong, refuse_to_train, trainable_length
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
-from icrm_lib.reward_model.head import capture_head, reward_head
+from icrm_lib.reward_model.head import HeadOutput, capture_head, reward_head
+from icrm_lib.reward_model.pooling import mean_rewards, note_pooling
 from icrm_lib.tokenization import load_tokenizer, prepare_tokenizer, reads
 from icrm_lib.training.collation import (
     REFERENCE_COLUMNS,
@@ -121,6 +123,7 @@ class ICRMTrainer(RewardTrainer):
         if reads(self.processing_class) == "closing":
             config = without_adapter(self.model).config  # for whoever loads it: see RewardModel
             config.icrm_reads, config.icrm_max_length = "closing", args.trained_length
+        note_pooling(self.model, args.pooling)
         self.lm_head = None
         if args.sft_weight > 0:
             inner = without_adapter(self.model)
@@ -244,6 +247,8 @@ class ICRMTrainer(RewardTrainer):
         text_rows = 2 * size if reads_rejected(args) else size
         with capture_head(self.model) as head:
             call = call_packed(model, head, packed, text_rows, self._attention) if packed else model
+            if args.pooling == "mean":
+                call = _pooled(call, head, extra["response_mask"])
             trl_loss, outputs = super().compute_loss(call, inputs, return_outputs=True)
         # Rows that only fill up an epoch stay in the forward pass, which all processes must enter, and leave the loss.
         pairs, share = self._real_pairs(size, remainder)
@@ -284,6 +289,16 @@ class ICRMTrainer(RewardTrainer):
         mode = "train" if self.model.training else "eval"
         for name, value in zip(metrics, values, strict=True):
             self._metrics[mode][name].append(value)
+
+
+def _pooled(call: Callable, head: HeadOutput, response_mask: torch.Tensor) -> Callable:
+    """A stand-in for the model whose reward of a response is the mean over its tokens."""
+
+    def pooled(**inputs: Any) -> SequenceClassifierOutput:
+        call(**inputs)
+        return mean_rewards(head.rewards, response_mask)
+
+    return pooled
 
 
 def _of_pairs(value: torch.Tensor, pairs: int) -> torch.Tensor:

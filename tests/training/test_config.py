@@ -39,6 +39,8 @@ def test_settings_of_the_profile_are_named_and_preset_as_in_the_trainer(config):
         ({"loss": "outcome", "label_smoothing": 0.1}, "label_smoothing.* go with loss='bradley_terry'"),
         ({"loss": "process", "positive_weight": 0.1}, "positive_weight.* go with loss='bradley_terry'"),
         ({"loss": "outcome", "center_rewards_coefficient": 0.1}, "center_rewards_coefficient.* loss='bradley_terry'"),
+        ({"pooling": "max"}, "did you mean 'mean'"),
+        ({"pooling": "mean", "loss": "process"}, "losses of whole responses, not loss='process'"),
         ({"td_lambda": -0.1}, r"td_lambda must be in \[0, 1\], got -0.1"),
         ({"form": "td_lambda", "weighting": "random_pairs"}, "all tokens that follow"),
         ({"padding_free": True, "centering": "positions"}, "drop one of them"),

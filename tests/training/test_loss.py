@@ -16,7 +16,9 @@ from icrm_lib.profiles import RewardModelSettings, options
 from icrm_lib.training import Batch, ConsistencyScale, icrm_loss
 from icrm_lib.training.loss import Share
 
-LOSSES, TEXT_FORMS, WEIGHTINGS = (options(RewardModelSettings, name) for name in ("loss", "text_form", "weighting"))
+LOSSES, POOLINGS, TEXT_FORMS, WEIGHTINGS = (
+    options(RewardModelSettings, name) for name in ("loss", "pooling", "text_form", "weighting")
+)
 BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
 ICRM = {"consistency_weight": 0.3, "sft_weight": 0.0}
 GRM = {"consistency_weight": 0.0, "sft_weight": 0.2, "text_beta": 0.05}
@@ -145,6 +147,13 @@ def outcome(o, labels=None):
     return -(z * log_sigmoid(o.closing) + (1 - z) * log_sigmoid(-o.closing)).mean()
 
 
+def averaged(o):
+    """The mean over the tokens in the place of the closing reward."""
+    o.closing = torch.stack([rewards.mean() for rewards in o.responses])
+    o.won, o.lost = o.closing[:8], o.closing[8:]
+    return o
+
+
 def process(o):
     terms = [
         -(q * log_sigmoid(reward) + (1 - q) * log_sigmoid(-reward))
@@ -244,6 +253,16 @@ CASES = {
         lambda o: 0.7 * smoothed(o) + 0.3 * consistency(o, centred_u(o)),
         with_margin,
     ),
+    "mean of the tokens": (BT | {"pooling": "mean"}, lambda o: bradley_terry(averaged(o))),
+    "mean of the tokens, margin, centred, positive, label smoothing, ICRM": (
+        ICRM | {"pooling": "mean", "label_smoothing": 0.2, "center_rewards_coefficient": 0.05, "positive_weight": 0.3},
+        lambda o: (
+            0.7 * (smoothed(averaged(o)) + centred(o) - 0.3 * log_sigmoid(o.won.mean()))
+            + 0.3 * consistency(o, centred_u(o))
+        ),
+        with_margin,
+    ),
+    "mean of the tokens, outcome": (BT | {"pooling": "mean", "loss": "outcome"}, lambda o: outcome(averaged(o))),
     "positive rewards": (
         BT | {"positive_weight": 0.3},
         lambda o: bradley_terry(o) - 0.3 * log_sigmoid(o.won.mean()),
@@ -318,6 +337,7 @@ def test_every_loss_and_its_gradient_equal_the_formula(make, base_model, rich, n
 
 
 def test_every_option_has_a_case():
-    for option, known in {"loss": LOSSES, "text_form": TEXT_FORMS, "form": FORMS, "weighting": WEIGHTINGS}.items():
+    cases = {"loss": LOSSES, "pooling": POOLINGS, "text_form": TEXT_FORMS, "form": FORMS, "weighting": WEIGHTINGS}
+    for option, known in cases.items():
         seen = {settings.get(option) for settings, *_ in CASES.values()}
-        assert set(known) - seen <= {"bradley_terry", "random_pairs"}, option  # the default; below
+        assert set(known) - seen <= {"bradley_terry", "random_pairs", "last"}, option  # the default; below
