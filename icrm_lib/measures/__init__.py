@@ -7,6 +7,7 @@ from icrm_lib.measures.pairs import (
     pair_accuracy,
     preference_calibration,
 )
+from icrm_lib.measures.spans import detection_by_response, span_controls, span_detection
 from icrm_lib.measures.statistics import Difference, Estimate, holm
 from icrm_lib.measures.tokens import (
     TokenScorer,
@@ -19,6 +20,7 @@ from icrm_lib.measures.tokens import (
     token_calibration,
     without_controls,
 )
+from icrm_lib.measures.yardsticks import outcome_yardsticks, pair_yardsticks
 
 __all__ = [
     "Calibration",
@@ -28,13 +30,18 @@ __all__ = [
     "accuracy_by",
     "agreement_by_response",
     "change_at_quality",
+    "detection_by_response",
     "holm",
     "length_controlled_accuracy",
     "localisation",
+    "outcome_yardsticks",
     "pair_accuracy",
+    "pair_yardsticks",
     "partial_agreement",
     "preference_calibration",
     "smoothness",
+    "span_controls",
+    "span_detection",
     "token_agreement",
     "token_calibration",
     "without_controls",
