@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from peft import PeftModel
@@ -15,21 +15,21 @@ from icrm_lib import records, runtime
 from icrm_lib.lab import held_out, picks, policies
 from icrm_lib.lab.artefacts import code_fingerprint
 from icrm_lib.lab.cells import ENSEMBLE_SIZE, ROLLOUTS, TRUTH, VERSION, WEIGHTS, Cell
-from icrm_lib.lab.held_out import true_rewards
+from icrm_lib.lab.held_out import Readouts, true_rewards
 from icrm_lib.lab.inputs import base_model, compare_weights, training_rows, training_workspace
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import model_fingerprint
-from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.policy import implicit_rewards, train_dpo
 from icrm_lib.profiles import Profile, RewardModelSettings
 from icrm_lib.reward_model import RewardModel
+from icrm_lib.reward_model.closing import Readout
 from icrm_lib.training import train_reward_model
 
 # What the cells of a study are for, asked here alone. A purpose is a module with `constants(profile, cell)`, what of
 # its code decides the numbers and so stands in a record; `prepare(profile)`, which makes what its cells share before
-# several processes want it, and says where it lies; and `measure(profile, cell, rewards, folder)`, the metrics of a
-# record.
+# several processes want it, and says where it lies; and `measure(profile, cell, readouts, folder)`, the metrics of
+# a record.
 PURPOSES = {"evidence": held_out, "best_of_n": picks, "policy": policies}
 
 
@@ -41,9 +41,9 @@ def compute_cell(
         metrics = {"weights": compare_weights(profile, cell)}
     else:
         with tempfile.TemporaryDirectory() as folder:
-            rewards, seconds = train(profile, cell, settings, Path(folder))
+            readouts, seconds = train(profile, cell, settings, Path(folder))
             begin = time.perf_counter()
-            metrics = PURPOSES[purpose].measure(profile, cell, rewards, Path(folder))
+            metrics = PURPOSES[purpose].measure(profile, cell, readouts, Path(folder))
         metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
     return {
         "config": cell_config(profile, cell, settings, purpose),
@@ -61,10 +61,10 @@ def code() -> str:
     return code_fingerprint(__name__)
 
 
-def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: Path) -> tuple[TokenScorer, float]:
+def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: Path) -> tuple[Readouts, float]:
     """Train a cell's model or models; logs go to `folder`. Return what scores tokens, and the seconds of training."""
     if cell.method in TRUTH:
-        return partial(true_rewards, profile, cell.method), 0.0
+        return {"place": partial(true_rewards, profile, cell.method)}, 0.0
     workspace = training_workspace(profile, cell)
     if cell.method == "implicit":
         return _train_policy(workspace, settings, folder, cell.seed)
@@ -77,25 +77,30 @@ def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: P
         model = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
         models.append(RewardModel(model, workspace.tokenizer))  # merged: scoring takes two thirds of the time
         seconds += time.perf_counter() - begin
-    return partial(_ensemble_rewards, models, np.min if cell.method == "ensemble_worst" else np.mean), seconds
+    together = np.min if cell.method == "ensemble_worst" else np.mean
+    return {readout: partial(_ensemble_rewards, models, together, readout) for readout in get_args(Readout)}, seconds
 
 
 def _train_policy(
     workspace: Workspace, settings: RewardModelSettings, folder: Path, seed: int
-) -> tuple[TokenScorer, float]:
+) -> tuple[Readouts, float]:
     begin, beta = time.perf_counter(), settings.text_beta
     options = {"folder": folder, "seed": seed, "beta": beta}
     trainer = train_dpo(workspace.base_model, workspace.tokenizer, workspace.pairs["train"], settings, **options)
     seconds = time.perf_counter() - begin
     policy, reference = trainer.model.merge_and_unload(), load_causal_lm(workspace.base_model)
     scorer = partial(implicit_rewards, policy, reference, beta=beta, pad_token_id=workspace.tokenizer.pad_token_id)
-    return scorer, seconds
+    return {"place": scorer}, seconds
 
 
 def _ensemble_rewards(
-    models: Sequence[RewardModel], together: Callable, rows: Sequence[list[int]], starts: Sequence[int]
+    models: Sequence[RewardModel],
+    together: Callable,
+    readout: Readout,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
 ) -> list[np.ndarray]:
-    each = [model.token_scores(rows, starts) for model in models]
+    each = [model.token_scores(rows, starts, readout=readout) for model in models]
     return each[0] if len(each) == 1 else [together(values, axis=0) for values in zip(*each, strict=True)]
 
 

@@ -12,7 +12,7 @@ from icrm_lib import runtime
 from icrm_lib.methods import METHODS, Method
 
 # Raised by hand when code changes what a cell records: older records then count as not there.
-VERSION = 1
+VERSION = 2
 
 ENSEMBLE_SIZE = 3
 ROLLOUTS = 4  # behind each noisy clause label: the share of them that reach the top score

@@ -16,6 +16,7 @@ from icrm_lib.measures import (
     TokenScorer,
     agreement_by_response,
     change_at_quality,
+    change_detection,
     localisation,
     partial_agreement,
     smoothness,
@@ -26,6 +27,9 @@ from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.profiles import Profile
 from icrm_lib.testbed import Language, TokenTruth, known_truth
 
+# How tokens are read, "place" or "closing" (see `reward_model.closing`) -> their rewards. What has no closing token of
+# its own to put behind a prefix, a truth or a policy, has the first alone; scores of whole responses are in both.
+Readouts = dict[str, TokenScorer]
 CALIBRATION_PAIRS = 200  # the map from rewards to values is fitted on them; their prompts are those of the validation
 
 
@@ -129,43 +133,67 @@ def prepare(profile: Profile) -> list[Path]:
     return []
 
 
-def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+def measure(profile: Profile, cell: Cell, readouts: Readouts, folder: Path) -> dict[str, Any]:
     """See `cell.PURPOSES`; a trial of tuning looks at the validation pairs alone."""
     if not cell.is_trial:
-        return measure_tokens(profile, rewards)
+        return measure_tokens(profile, readouts)
     data = test_set(profile, VALIDATION)
-    return {"accuracy": {VALIDATION: _pair_counts(data, rewards(data.rows, data.starts))}}
+    return {"accuracy": {VALIDATION: _pair_counts(data, readouts["place"](data.rows, data.starts))}}
 
 
-def measure_tokens(profile: Profile, rewards: TokenScorer) -> dict[str, Any]:
-    """Measure token rewards on every test set.
+def measure_tokens(profile: Profile, readouts: Readouts) -> dict[str, Any]:
+    """Measure token rewards on every test set, by each readout.
 
     Returns:
         `accuracy`: per test set, `right` and `count` of pairs by test prompt, and the same for pairs whose gold scores
-        differ (`gold_right`, `gold_count`); `agreement_by_prompt`; `tokens`: of `icrm_lib.measures`, on the first test
-        set; `longer_tokens`: agreement on the longer responses.
+        differ (`gold_right`, `gold_count`); what `_of_tokens` says of the readout "place"; and, where there is one, of
+        the readout "closing", under that name.
     """
     sets = {name: test_set(profile, name) for name in SHIFTS}
-    scored = {name: rewards(data.rows, data.starts) for name, data in sets.items()}
-    data, ours = sets["in_distribution"], scored["in_distribution"]
-    fit = test_set(profile, CALIBRATION)
-    truth, values, logprobs = data.truth, [t.values for t in data.truth], [t.logprobs for t in data.truth]
+    place = {name: readouts["place"](data.rows, data.starts) for name, data in sets.items()}
+    found = {"accuracy": {name: _pair_counts(sets[name], place[name]) for name in SHIFTS}}
+    found |= _of_tokens(profile, readouts["place"], place)
+    return found | {name: _of_tokens(profile, rewards, {}) for name, rewards in readouts.items() if name != "place"}
+
+
+def _of_tokens(profile: Profile, rewards: TokenScorer, known: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """What one readout says of the tokens.
+
+    Args:
+        profile: of the test sets.
+        rewards: scores tokens.
+        known: by test set, token rewards that are there already.
+
+    Returns:
+        `agreement_by_prompt`, `expected_by_prompt`, `running_by_prompt`: sum and number of the responses' own rank
+        correlations with P(top score | prefix), with E[gold score | prefix] and with the gold score so far, by test
+        prompt; `tokens`: of `icrm_lib.measures`, on the first test set; `longer_tokens`: on the longer responses.
+    """
+    data, longer, fit = (test_set(profile, name) for name in ("in_distribution", "longer", CALIBRATION))
+    ours = known["in_distribution"] if known else rewards(data.rows, data.starts)
+    ours_longer = known["longer"] if known else rewards(longer.rows, longer.starts)
+    values, logprobs, quality, scores, running = (
+        [getattr(truth, name) for truth in data.truth]
+        for name in ("values", "logprobs", "quality", "scores", "clause_scores")
+    )
     controls = [np.column_stack([p, np.cumsum(p), np.arange(len(p))]) for p in logprobs]
+    calibration = token_calibration(ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth])
     return {
-        "accuracy": {name: _pair_counts(sets[name], scored[name]) for name in SHIFTS},
         "agreement_by_prompt": _by_prompt(data, agreement_by_response(ours, values)),
+        "expected_by_prompt": _by_prompt(data, agreement_by_response(ours, scores)),
+        "running_by_prompt": _by_prompt(data, agreement_by_response(ours, running)),
         "tokens": {
             "agreement": token_agreement(ours, values),
-            "score_agreement": token_agreement(ours, [t.clause_scores for t in truth]),
+            "expected_agreement": token_agreement(ours, scores),
+            "score_agreement": token_agreement(ours, running),
             "partial": partial_agreement(ours, values, controls),
-            "calibration": token_calibration(
-                ours, values, rewards(fit.rows, fit.starts), [t.values for t in fit.truth]
-            ),
-            "quality": change_at_quality(ours, [t.quality for t in truth]),
-            "localisation": localisation(ours, [t.quality for t in truth]),
+            "calibration": calibration,
+            "quality": change_at_quality(ours, quality),
+            "changes": change_detection(ours, values, logprobs),
+            "localisation": localisation(ours, quality),
             "smoothness": smoothness(ours, logprobs),
         },
-        "longer_tokens": token_agreement(scored["longer"], [t.values for t in sets["longer"].truth]),
+        "longer_tokens": token_agreement(ours_longer, [truth.values for truth in longer.truth]),
     }
 
 

@@ -11,10 +11,10 @@ from icrm_lib.best_of_n import early_rejection, pick_weights
 from icrm_lib.best_of_n.rejection import choose_schedule, schedules, try_schedules
 from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.data import replied
+from icrm_lib.lab.held_out import Readouts
 from icrm_lib.lab.inputs import policy_workspace
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.sampling import SamplingSettings
-from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.profiles import Profile
 from icrm_lib.tokenization import tokenize_conversations
 
@@ -38,9 +38,9 @@ def prepare(profile: Profile) -> list[Path]:
     return [Path(workspace.base_model), workspace.samples_file(_drawn(workspace, CANDIDATES))]
 
 
-def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+def measure(profile: Profile, cell: Cell, readouts: Readouts, folder: Path) -> dict[str, Any]:
     """See `cell.PURPOSES`."""
-    return measure_picks(pool_of(profile), rewards)
+    return measure_picks(pool_of(profile), readouts)
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,21 @@ def pool_of(profile: Profile) -> Pool:
     return sample_pool(policy_workspace(profile))
 
 
-def measure_picks(pool: Pool, rewards: TokenScorer) -> dict[str, Any]:
+def measure_picks(pool: Pool, readouts: Readouts) -> dict[str, Any]:
     """Measure what a reward model's picks are worth, and what it loses when it stops candidates early.
 
     Args:
         pool: of `sample_pool`.
-        rewards: scores tokens.
+        readouts: score tokens, each in its way.
 
     Returns:
         `gold` and `tokens`: by N of `NS`, by test prompt, the expected gold score and length of the pick; `proxy`: by N
         its mean reward, in standard deviations of the candidates' rewards about their mean; `curve`: mean gold for
         every N from 1 to 64; `picks`: by test prompt the gold scores of the best of each group of 64; `pick_lengths`:
-        how the lengths of picks of 64 are distributed; `early`: see `_early`.
+        how the lengths of picks of 64 are distributed; `early`: see `_early`, and `early_closing` by that readout.
     """
-    scored = rewards(pool.rows, pool.starts)
+    by_readout = {name: rewards(pool.rows, pool.starts) for name, rewards in readouts.items()}
+    scored = by_readout["place"]
     shape, test = pool.gold.shape, ~pool.validation
     scores = np.array([values[-1] for values in scored]).reshape(shape)
     gold, lengths, scores_test = pool.gold[test], pool.lengths[test], scores[test]
@@ -133,6 +134,7 @@ def measure_picks(pool: Pool, rewards: TokenScorer) -> dict[str, Any]:
         "picks": [[row[g[s[g].argmax()]] for g in groups] for row, s in zip(gold, scores_test, strict=True)],
         "pick_lengths": np.bincount(lengths.ravel(), weights=weights[largest].ravel() / len(gold)).round(5).tolist(),
         "early": _early(pool, scored),
+        **{f"early_{name}": _early(pool, rewards) for name, rewards in by_readout.items() if name != "place"},
     }
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from icrm_lib.generator import model_scorer
 from icrm_lib.lab.cells import ON_POLICY, Cell
 from icrm_lib.lab.data import replied
+from icrm_lib.lab.held_out import Readouts
 from icrm_lib.lab.inputs import policy_workspace
 from icrm_lib.lab.workspace import Workspace
 from icrm_lib.language_model.causal import load_causal_lm
@@ -48,9 +49,10 @@ def prepare(profile: Profile) -> list[Path]:
     return [Path(workspace.base_model), workspace.samples_file(_drawn(workspace))]
 
 
-def measure(profile: Profile, cell: Cell, rewards: TokenScorer, folder: Path) -> dict[str, Any]:
+def measure(profile: Profile, cell: Cell, readouts: Readouts, folder: Path) -> dict[str, Any]:
     """See `cell.PURPOSES`."""
-    return measure_policies(policy_workspace(profile), rewards, seed=cell.seed, folder=folder, kinds=_kinds(cell))
+    workspace, options = policy_workspace(profile), {"seed": cell.seed, "folder": folder, "kinds": _kinds(cell)}
+    return measure_policies(workspace, readouts["place"], **options)
 
 
 def _kinds(cell: Cell) -> tuple[str, ...]:

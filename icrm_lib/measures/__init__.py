@@ -1,5 +1,6 @@
 """Measures of rewards and picks; none needs a model."""
 
+from icrm_lib.measures.changes import change_at_quality, change_detection, localisation, smoothness
 from icrm_lib.measures.pairs import (
     Calibration,
     accuracy_by,
@@ -12,10 +13,7 @@ from icrm_lib.measures.statistics import Difference, Estimate, holm
 from icrm_lib.measures.tokens import (
     TokenScorer,
     agreement_by_response,
-    change_at_quality,
-    localisation,
     partial_agreement,
-    smoothness,
     token_agreement,
     token_calibration,
     without_controls,
@@ -31,6 +29,7 @@ __all__ = [
     "agreement_by_response",
     "change_at_quality",
     "detection_by_response",
+    "change_detection",
     "holm",
     "length_controlled_accuracy",
     "localisation",

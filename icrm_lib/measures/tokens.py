@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import mannwhitneyu, spearmanr
+
+from icrm_lib.measures.layout import correlations_by_response, lay_out, overall_and_within, ratio, refuse
 
 # Rewards of all response tokens: token ids, index of the first response token -> one array a row.
 TokenScorer = Callable[[Sequence[list[int]], Sequence[int]], list[np.ndarray]]
-THIRDS = ("early", "middle", "late")
 DEGENERATE = 1e-9  # a residual this small, relative to what it is a residual of, is rounding
 SLOPE_LIMIT = 50.0  # of the logistic map, per standard deviation; rewards that separate 0 from 1 have no finite slope
 
@@ -33,7 +33,7 @@ def token_agreement(rewards: Sequence[np.ndarray], truth: Sequence[np.ndarray]) 
     Raises:
         ValueError: no token, a number that is not finite, or a response has another number of rewards than of truths.
     """
-    return _overall_and_within(_lay_out(rewards=rewards, truth=truth), len(rewards))
+    return overall_and_within(lay_out(rewards=rewards, truth=truth), len(rewards))
 
 
 def agreement_by_response(rewards: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> np.ndarray:
@@ -44,7 +44,7 @@ def agreement_by_response(rewards: Sequence[np.ndarray], truth: Sequence[np.ndar
     Returns:
         Spearman correlations in [-1, 1], nan where truth or reward is constant. Shape: (N,).
     """
-    return _by_response(_lay_out(rewards=rewards, truth=truth), len(rewards))
+    return correlations_by_response(lay_out(rewards=rewards, truth=truth), len(rewards))
 
 
 def partial_agreement(
@@ -79,7 +79,7 @@ def partial_agreement(
             )
     n_controls = arrays[0].shape[1] if arrays else 0
     columns = {f"controls {k}": [array[:, k] for array in arrays] for k in range(n_controls)}
-    tokens = _lay_out(rewards=rewards, truth=truth, **columns)
+    tokens = lay_out(rewards=rewards, truth=truth, **columns)
     within = tokens.groupby(level=0).rank().groupby(level=0).apply(_partial_correlation)
     return {"overall": _partial_correlation(tokens.rank()), "within": float(within.mean())}
 
@@ -119,96 +119,6 @@ def without_controls(rewards: Sequence[np.ndarray], controls: Sequence[np.ndarra
     return np.split(left, np.cumsum(lengths)[:-1])
 
 
-def change_at_quality(rewards: Sequence[np.ndarray], quality: Sequence[np.ndarray]) -> dict[str, float]:
-    """Whether rewards move at the tokens that reveal quality, and in its direction.
-
-    The change at token t is r_t - r_{t-1}; the first token of a response has none and is left out. The exact value
-    does not reach a correlation or a share of 1: it moves by what is news, which a bad clause after bad ones hardly
-    is. So report its numbers beside those of a model.
-
-    Args:
-        rewards: as in `token_agreement`.
-        quality: per response, `TokenTruth.quality`: -1, 0 or 1 at quality tokens, else nan. Each of shape (T_i,).
-
-    Returns:
-        `correlation`: Spearman correlation of change and quality over all quality tokens, in [-1, 1] (nan if one is
-        constant); `ratio`: mean |change| at quality tokens over mean |change| at all others, at least 0 (nan where
-        nothing changes elsewhere); `share`: of the total |change|, what falls on quality tokens, in [0, 1] (nan where
-        nothing changes).
-
-    Raises:
-        ValueError: no token, a reward that is not finite, a quality other than -1, 0, 1 or nan, or a response has
-            another number of rewards than of qualities.
-    """
-    steps = _steps(rewards, quality)
-    reveals, size = steps["quality"].notna(), steps["change"].abs()
-    return {
-        "correlation": _spearman(steps["change"][reveals], steps["quality"][reveals]),
-        "ratio": _ratio(size[reveals].mean(), size[~reveals].mean()),
-        "share": _ratio(size[reveals].sum(), size.sum()),
-    }
-
-
-def localisation(rewards: Sequence[np.ndarray], quality: Sequence[np.ndarray]) -> dict[str, float]:
-    """How well the change of the reward singles out the bad clauses, by where in the response they stand.
-
-    With U the Mann-Whitney statistic of the changes r_t - r_{t-1} at quality tokens, AUC = U / (n m): the probability
-    that the change at a token of quality -1 is below that at one of quality 0 or 1, ties counting half. `clause_scores`
-    reach 1; the exact value does not, and less so late, where the outcome is often settled.
-
-    Args:
-        rewards, quality: as in `change_at_quality`.
-
-    Returns:
-        AUC in [0, 1] for the tokens of the `early`, `middle` and `late` third of their responses (token t of T stands
-        in third floor(3 t / T)), over all responses; nan if a third lacks one of the two kinds.
-
-    Raises:
-        ValueError: as in `change_at_quality`.
-    """
-    steps = _steps(rewards, quality).dropna()
-    bad = steps["quality"] < 0
-    result = {}
-    for third, name in enumerate(THIRDS):
-        here = steps["third"] == third
-        low, high = steps["change"][here & bad], steps["change"][here & ~bad]
-        both = len(low) and len(high)
-        # Only the statistic is used, and "asymptotic" has the cheapest p-value.
-        statistic = mannwhitneyu(high, low, method="asymptotic").statistic if both else 0.0
-        result[name] = _ratio(statistic, len(low) * len(high))
-    return result
-
-
-def smoothness(rewards: Sequence[np.ndarray], logprobs: Sequence[np.ndarray]) -> dict[str, float]:
-    """Rank correlation of |r_t - r_{t-1}| with the probability p_t of the token that connects the two prefixes.
-
-    The premise of ICRM (arXiv 2506.09096) is a negative one: the likelier the token, the closer the two rewards.
-
-    Args:
-        rewards: as in `token_agreement`.
-        logprobs: per response, log p_t of each token. Each of shape (T_i,), finite.
-
-    Returns:
-        `overall` and `within`, as in `token_agreement`; the first token of each response has no change and is left out.
-
-    Raises:
-        ValueError: no token, a number that is not finite, or a response has another number of rewards than of
-            log-probabilities.
-    """
-    tokens = _lay_out(rewards=rewards, logprobs=logprobs)
-    steps = tokens.assign(rewards=tokens["rewards"].groupby(level=0).diff().abs()).dropna()
-    return _overall_and_within(steps, len(rewards))
-
-
-def _steps(rewards: Sequence[np.ndarray], quality: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Return `change`, `quality` and `third` (0, 1, 2) of every token but the first of each response."""
-    tokens = _lay_out(rewards=rewards, quality=quality)
-    groups = tokens["rewards"].groupby(level=0)
-    third = 3 * groups.cumcount() // groups.transform("size")
-    steps = tokens.assign(change=groups.diff(), third=third)[["change", "quality", "third"]]
-    return steps.dropna(subset="change")
-
-
 def token_calibration(
     rewards: Sequence[np.ndarray],
     values: Sequence[np.ndarray],
@@ -242,10 +152,10 @@ def token_calibration(
     """
     if bins < 1:
         raise ValueError(f"bins {bins}: must be >= 1; use 10")
-    fit = _lay_out(fit_rewards=fit_rewards, fit_values=fit_values)
-    tokens = _lay_out(rewards=rewards, values=values)
+    fit = lay_out(fit_rewards=fit_rewards, fit_values=fit_values)
+    tokens = lay_out(rewards=rewards, values=values)
     for column in (tokens["values"], fit["fit_values"]):
-        _refuse(column, (column >= 0) & (column <= 1), "in [0, 1]; give probabilities, not logits")
+        refuse(column, (column >= 0) & (column <= 1), "in [0, 1]; give probabilities, not logits")
     centre, spread = fit["fit_rewards"].mean(), fit["fit_rewards"].std(ddof=0) or 1.0
     z_fit, z = ((rewards - centre).to_numpy() / spread for rewards in (fit["fit_rewards"], tokens["rewards"]))
     intercept, slope = _logistic_map(z_fit, fit["fit_values"].to_numpy())
@@ -257,7 +167,7 @@ def token_calibration(
     return {
         "error": float(np.abs(np.bincount(np.searchsorted(edges, predicted), weights=excess)).sum() / len(tokens)),
         "brier": float(brier),
-        "skill": 1 - _ratio(brier, baseline),
+        "skill": 1 - ratio(brier, baseline),
         "slope": slope,
     }
 
@@ -277,59 +187,3 @@ def _logistic_map(z: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     options = {"ftol": 1e-15, "gtol": 1e-10}
     result = minimize(loss, [start, 0.0], jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return float(result.x[0]), float(result.x[1])
-
-
-def _overall_and_within(tokens: pd.DataFrame, n: int) -> dict[str, float]:
-    """Correlate the ranks of the two columns over all tokens, and on the mean inside each of n responses."""
-    within = pd.Series(_by_response(tokens, n)).mean()  # skips nan, and is nan when nothing else is there
-    return {"overall": _spearman(tokens.iloc[:, 0], tokens.iloc[:, 1]), "within": float(within)}
-
-
-def _by_response(tokens: pd.DataFrame, n: int) -> np.ndarray:
-    """Spearman correlation of the two columns inside each of n responses, (n,); nan if a column is constant."""
-    groups = tokens.groupby(level=0)
-    # The mean rank is known. Subtracting it is exact, so a constant column leaves exact zeros, and 0 / 0 is nan.
-    ranks = groups.rank().sub((groups[tokens.columns[0]].transform("size") + 1) / 2, axis=0)
-    x, y = ranks.iloc[:, 0], ranks.iloc[:, 1]
-    sums = pd.DataFrame({"xy": x * y, "xx": x * x, "yy": y * y}).groupby(level=0).sum().reindex(range(n))
-    return (sums["xy"] / np.sqrt(sums["xx"] * sums["yy"])).to_numpy()
-
-
-def _lay_out(**columns: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Lay the tokens of all responses end to end: a column an argument, indexed by the number of the response."""
-    (name, first), *others = columns.items()
-    for other, arrays in others:
-        if len(arrays) != len(first):
-            raise ValueError(f"{name} of {len(first)} responses but {other} of {len(arrays)}; give one array each")
-        for row, (a, b) in enumerate(zip(first, arrays, strict=True)):
-            if len(a) != len(b):
-                raise ValueError(f"response {row} has {len(a)} {name} but {len(b)} {other}: need one of each a token")
-    lengths = [len(array) for array in first]
-    if not sum(lengths):
-        raise ValueError(f"{name} of {len(first)} responses hold no token; give at least one")
-    data = {name: np.concatenate([np.asarray(a, dtype=float) for a in arrays]) for name, arrays in columns.items()}
-    tokens = pd.DataFrame(data, index=np.repeat(np.arange(len(lengths)), lengths))
-    for name in tokens:
-        if name == "quality":  # nan says that the token reveals none
-            _refuse(tokens[name], tokens[name].isna() | tokens[name].isin([-1, 0, 1]), "-1, 0, 1 or nan")
-        else:
-            _refuse(tokens[name], np.isfinite(tokens[name]), "finite; find where it came from before measuring")
-    return tokens
-
-
-def _refuse(column: pd.Series, valid: pd.Series, rule: str) -> None:
-    """Raise ValueError for the first token that is not valid."""
-    for place in np.flatnonzero(~valid):
-        row = column.index[place]
-        token = place - np.searchsorted(column.index, row)
-        raise ValueError(f"response {row} has {column.iloc[place]} in {column.name} at token {token}: must be {rule}")
-
-
-def _spearman(x: pd.Series, y: pd.Series) -> float:
-    """Spearman correlation; nan, without a warning, if one side is constant."""
-    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
-    return float("nan") if constant else float(spearmanr(x, y).statistic)
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else float("nan")

@@ -19,26 +19,39 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "longer": ("accuracy.longer.gold_right", "accuracy.longer.gold_count"),
     "length reversed": ("accuracy.length_reversed.gold_right", "accuracy.length_reversed.gold_count"),
     "unseen verbs": ("accuracy.unseen_verbs.gold_right", "accuracy.unseen_verbs.gold_count"),
+    "train seconds": ("seconds.train",),
+}
+# Of token rewards, read where the tokens stand. With ", closing" behind the name: read with the closing token put
+# behind each prefix, which lies one level deeper.
+TOKENS: dict[str, tuple[str, ...]] = {
     "token agreement": ("agreement_by_prompt.sum", "agreement_by_prompt.count"),
+    "agreement with E[gold]": ("expected_by_prompt.sum", "expected_by_prompt.count"),
+    "agreement with the running score": ("running_by_prompt.sum", "running_by_prompt.count"),
     "agreement overall": ("tokens.agreement.overall",),
     "agreement, longer": ("longer_tokens.within",),
     "partial agreement": ("tokens.partial.within",),
     "calibration skill": ("tokens.calibration.skill",),
     "change at quality": ("tokens.quality.correlation",),
     "change ratio": ("tokens.quality.ratio",),
+    "change AUC": ("tokens.changes.all",),
+    "change AUC, unlikely": ("tokens.changes.unlikely",),
+    "change direction": ("tokens.changes.direction",),
     "early": ("tokens.localisation.early",),
     "middle": ("tokens.localisation.middle",),
     "late": ("tokens.localisation.late",),
     "smoothness": ("tokens.smoothness.within",),
-    "train seconds": ("seconds.train",),
 }
+CLOSING = ", closing"
+MEASURES |= TOKENS
+MEASURES |= {f"{name}{CLOSING}": tuple(f"closing.{field}" for field in fields) for name, fields in TOKENS.items()}
 # The same for cells of the other purposes: gold scores by test prompt, in points; tokens of a response; nats.
 BUDGETS = ("40%", "50%", "60%", "70%", "80%")
 POLICIES = ("reference", "dpo", "grpo_outcome", "grpo_tokens")
 MEASURES |= {f"best of {n}": (f"gold.{n}",) for n in (1, 2, 4, 8, 16, 32, 64)}
 MEASURES |= {f"tokens, best of {n}": (f"tokens.{n}",) for n in (1, 2, 4, 8, 16, 32, 64)}
 EARLY = ("share", "gold", "full", "loss", "same_tokens")
-MEASURES |= {f"early {budget}, {what}": (f"early.{budget}.{what}",) for budget in BUDGETS for what in EARLY}
+for _ending, _field_of in (("", "early"), (CLOSING, "early_closing")):
+    MEASURES |= {f"early {b}, {what}{_ending}": (f"{_field_of}.{b}.{what}",) for b in BUDGETS for what in EARLY}
 JUDGED = ("greedy", "sampled", "tokens", "kl", "seconds", "pairs_right")
 MEASURES |= {f"{policy}, {what}": (f"{policy}.{what}",) for policy in POLICIES for what in JUDGED}
 # A difference whose whole interval is nearer to 0 than this counts as none: a point of accuracy, 0.03 of a correlation,
@@ -46,7 +59,7 @@ MEASURES |= {f"{policy}, {what}": (f"{policy}.{what}",) for policy in POLICIES f
 ACCURACIES = tuple(measure for measure, (field, *_) in MEASURES.items() if field.startswith("accuracy."))
 MARGINS = {measure: 0.01 if measure in ACCURACIES else 0.03 for measure in MEASURES}
 IN_POINTS = (", gold", ", full", ", loss", ", same_tokens", ", greedy", ", sampled")
-MARGINS |= {m: 0.1 for m in MEASURES if m.startswith("best of") or m.endswith(IN_POINTS)}
+MARGINS |= {m: 0.1 for m in MEASURES if m.startswith("best of") or m.removesuffix(CLOSING).endswith(IN_POINTS)}
 
 
 def command_for(profile: str, purpose: str) -> str:

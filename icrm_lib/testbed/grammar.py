@@ -40,6 +40,7 @@ class Grammar:
         slots: C slots.
         priors: (C, 3): probability of each outcome in a context.
         values: (C, 3): P(top score | context, outcome).
+        scores: (C, 3): E[gold score | context, outcome].
         following: C lists of the next context by outcome.
     """
 
@@ -51,6 +52,7 @@ class Grammar:
         self.slots: list[int] = []
         self.priors: list | np.ndarray = []
         self.values: list | np.ndarray = []
+        self.scores: list | np.ndarray = []
         self.following: list[list[int]] = []
         self.first_context = 0
         self.opener_roots: list[int] = []
@@ -81,7 +83,7 @@ class Grammar:
     def finish(self) -> None:
         """Turn lists into arrays, and check that a token never both goes on with an item and opens a slot."""
         self.masses, self.ended = np.stack(self.masses, axis=1), np.stack(self.ended, axis=1)
-        self.priors, self.values = np.array(self.priors), np.array(self.values)
+        self.priors, self.values, self.scores = map(np.array, (self.priors, self.values, self.scores))
         self.outcome_array = np.array(self.outcomes)
         starts = {token for root in self.roots for token in self.children[root]}
         for children, outcome in zip(self.children, self.outcomes, strict=True):
@@ -134,16 +136,18 @@ def _add_context(
     """Number a context and all after it.
 
     The value of an outcome is that of the context it leads to: a backward recursion, P(e | context) = sum over
-    outcomes of P(outcome | context) P(e | next context).
+    outcomes of P(outcome | context) P(e | next context). So is its expected score.
     """
     if context not in known:
         prior, steps = _steps(context, chances)
         following = [_add_context(grammar, known, chances, threshold, step) for step in steps]
         values = [float(np.dot(grammar.priors[step], grammar.values[step])) for step in following]
+        scores = [float(np.dot(grammar.priors[step], grammar.scores[step])) for step in following]
         padding = [0.0] * (N_OUTCOMES - len(prior))
         grammar.slots.append(context.slot)
         grammar.priors.append([*prior, *padding])
         grammar.values.append([*(values or [float(context.score >= threshold)]), *padding])
+        grammar.scores.append([*(scores or [float(context.score)]), *padding])
         grammar.following.append(following)
         known[context] = len(grammar.slots) - 1
     return known[context]
@@ -196,8 +200,15 @@ class Walk(NamedTuple):
 
     def values(self) -> np.ndarray:
         """P(top score | prefix) before and after each response token, (t + 1,)."""
+        return self._expected(self.grammar.values)
+
+    def scores(self) -> np.ndarray:
+        """E[gold score | prefix] before and after each response token, (t + 1,)."""
+        return self._expected(self.grammar.scores)
+
+    def _expected(self, known: np.ndarray) -> np.ndarray:
         weights = self.weights()
-        return (weights * self.grammar.values[self.contexts]).sum(axis=1) / weights.sum(axis=1)
+        return (weights * known[self.contexts]).sum(axis=1) / weights.sum(axis=1)
 
     def revealed(self) -> tuple[np.ndarray, np.ndarray]:
         """Which tokens reveal a clause's quality, (t,) bool, and, valid there, the quality, (t,)."""

@@ -213,6 +213,16 @@ class Language(LanguageSettings):
         values = walk.values()
         return np.concatenate([np.full(start, values[0]), values[1:]])
 
+    def expected_scores(self, token_ids: Sequence[int]) -> np.ndarray:
+        """Exact E[gold score | prefix] after each token; arguments and errors as in `token_probs`.
+
+        Returns:
+            (T,) float64; at prompt positions that of the empty response, after the closing token the gold score.
+        """
+        start, walk = self.walk(token_ids)
+        scores = walk.scores()
+        return np.concatenate([np.full(start, scores[0]), scores[1:]])
+
     def prefix_value(self, token_ids: Sequence[int]) -> np.float64:
         """Exact P(top score | prefix); 0 or 1 after the closing token. Arguments: see `token_probs`."""
         return self.prefix_values(token_ids)[-1]

@@ -18,12 +18,14 @@ class TokenTruth(NamedTuple):
         clause_scores: gold score so far, a clause counting from its quality token on.
         quality: -1, 0 or 1 at the tokens that reveal a clause's quality, nan at all others.
         logprobs: log-probability of the token given those before it, at most 0.
+        scores: E[gold score | prefix] after the token; the gold score at the closing token.
     """
 
     values: np.ndarray
     clause_scores: np.ndarray
     quality: np.ndarray
     logprobs: np.ndarray
+    scores: np.ndarray
 
 
 def known_truth(language: Language, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[TokenTruth]:
@@ -65,6 +67,7 @@ def _response_truth(language: Language, row: int, ids: Sequence[int], start: int
         clause_scores=np.cumsum(np.where(revealed, qualities, 0), dtype=np.float64),
         quality=np.where(revealed, qualities, np.nan),
         logprobs=_on_grid(np.log(walk.probs())),
+        scores=_on_grid(walk.scores()[1:]),
     )
 
 

@@ -32,6 +32,9 @@ def test_the_truth_measures_as_the_truth():
         assert counts["gold_right"] == counts["gold_count"]  # the gold score ranks every pair rightly
     assert sum(scores["accuracy"]["noisier"]["right"]) < sum(scores["accuracy"]["noisier"]["count"])
     assert values["tokens"]["agreement"] == {"overall": 1.0, "within": 1.0}
+    assert scores["tokens"]["score_agreement"] == {"overall": 1.0, "within": 1.0}
+    assert values["tokens"]["changes"]["all"] == values["tokens"]["changes"]["unlikely"] == 1.0
+    assert "closing" not in values  # the truth of a prefix has no second reading
     assert values["longer_tokens"]["within"] == 1.0
     assert values["tokens"]["calibration"]["skill"] > 0.99  # given as logits, the truth is calibrated
     assert values["tokens"]["smoothness"]["within"] < 0
@@ -47,9 +50,11 @@ def test_weights_are_compared_with_the_exact_probabilities():
 
 def test_counts_by_prompt_add_up_and_a_tie_is_half_right():
     data = shifted_pairs(MICRO, "in_distribution")
-    constant = measure_tokens(
-        MICRO, lambda rows, starts: [np.zeros(len(r) - s) for r, s in zip(rows, starts, strict=True)]
-    )
+
+    def zeros(rows, starts):
+        return [np.zeros(len(r) - s) for r, s in zip(rows, starts, strict=True)]
+
+    constant = measure_tokens(MICRO, {"place": zeros})
     counts = constant["accuracy"]["in_distribution"]
     assert sum(counts["count"]) == len(data.prompts) == len(data.rows) // 2
     assert sum(counts["right"]) == sum(counts["count"]) / 2 and sum(counts["gold_right"]) == 0
@@ -63,13 +68,17 @@ def test_a_cell_of_every_kind_is_trained_measured_and_recorded(method):
     record = records.read_json(path)
     assert record["config"] == cell_config(MICRO, cell, settings(cell)) and record["environment"]["versions"]
     assert set(record["metrics"]["accuracy"]) == set(SHIFTS) and record["metrics"]["seconds"]["train"] > 0
+    if method != "implicit":
+        closing = record["metrics"]["closing"]
+        assert set(closing) == {name for name in record["metrics"] if "tokens" in name or name.endswith("_by_prompt")}
+        assert closing["tokens"] != record["metrics"]["tokens"]
 
 
 def test_the_worst_case_of_an_ensemble_is_the_least_reward_of_its_members(tmp_path):
     data = shifted_pairs(MICRO, "noisier")
     rows, starts = data.rows[:4], data.starts[:4]
     mean, worst = (
-        train(MICRO, Cell(m, 0), settings(Cell(m, 0)), tmp_path / m)[0](rows, starts)
+        train(MICRO, Cell(m, 0), settings(Cell(m, 0)), tmp_path / m)[0]["place"](rows, starts)
         for m in ("ensemble_mean", "ensemble_worst")
     )
     assert all((w <= m + 1e-6).all() and (w < m).any() for w, m in zip(worst, mean, strict=True))

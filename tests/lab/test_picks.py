@@ -22,7 +22,7 @@ def from_the_first_token(rows, starts):
 
 
 def test_a_perfect_reward_model_picks_the_best_and_loses_nothing_by_stopping_early(pool):
-    found = measure_picks(pool, from_the_first_token)
+    found = measure_picks(pool, {"place": from_the_first_token})
     best = pool.gold[2:].max(1)
     np.testing.assert_allclose(found["gold"]["64"], best)
     np.testing.assert_allclose(found["gold"]["1"], pool.gold[2:].mean(1), atol=1e-4)
@@ -40,9 +40,10 @@ def test_a_model_that_knows_only_at_the_end_loses_by_stopping_early(pool):
         values = from_the_first_token(rows, starts)
         return [np.append(noise.normal(size=len(v) - 1), v[-1]) for v in values]
 
-    found = measure_picks(pool, at_the_end)
+    found = measure_picks(pool, {"place": at_the_end, "closing": from_the_first_token})
     assert found["gold"]["64"] == pool.gold[2:].max(1).tolist()
     assert np.mean(found["early"]["40%"]["loss"]) > 0.2
+    assert found["early_closing"]["40%"]["loss"] == [0, 0]  # by a readout that knows earlier
     assert np.mean(found["early"]["40%"]["gold"]) < np.mean(found["early"]["40%"]["full"])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from icrm_lib.measures.tokens import change_at_quality, localisation, smoothness
+from icrm_lib.measures.changes import change_at_quality, change_detection, localisation, smoothness
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -129,3 +129,27 @@ def test_smoothness_on_known_cases(rng, truth):
 def test_quality_is_minus_one_zero_one_or_nan(measure):
     with pytest.raises(ValueError, match=r"response 1 has 0.5 in quality at token 2: must be -1, 0, 1 or nan"):
         measure(REWARDS, [QUALITY[0], np.array([NAN, 1, 0.5])])
+
+
+def test_change_detection_by_hand():
+    rewards = [np.array([0.0, 2.0, 2.5, 2.5, -1.0]), np.array([1.0, 1.0, 0.0])]
+    values = [np.array([0.5, 0.7, 0.7, 0.7, 0.1]), np.array([0.2, 0.2, 0.6])]
+    logprobs = [np.log([0.9, 0.1, 0.4, 0.9, 0.2]), np.log([0.3, 0.3, 0.9])]
+    # |change| where the value changes: 2, 3.5, 1 (likely); elsewhere: 0.5, 0 (likely), 0.
+    found = change_detection(rewards, values, logprobs)
+    assert found["all"] == found["unlikely"] == 1.0
+    assert found["direction"] == pytest.approx(spearmanr([2, -3.5, -1], [0.2, -0.6, 0.4]).statistic)
+    rewards[0] = np.array([0.0, 2.0, 5.0, 4.0, 0.5])
+    # Now 2, 3.5, 1 against 3, 1, 0: two, three and one and a half are won. Of the unlikely 2, 3.5 against 3, 0.
+    found = change_detection(rewards, values, logprobs)
+    assert found["all"] == pytest.approx((2 + 3 + 1.5) / 9)
+    assert found["unlikely"] == pytest.approx(3 / 4)
+
+
+def test_exact_values_detect_their_own_changes(truth):
+    values, logprobs = [known.values for known in truth], [known.logprobs for known in truth]
+    assert change_detection(values, values, logprobs) == {"all": 1.0, "unlikely": 1.0, "direction": pytest.approx(1.0)}
+    rng = np.random.default_rng(0)
+    found = change_detection(noise_like(rng, values), values, logprobs)
+    assert all(abs(found[name] - 0.5) < 0.05 for name in ("all", "unlikely")) and abs(found["direction"]) < 0.1
+    assert math.isnan(change_detection([np.zeros(3)], [np.zeros(3)], [np.zeros(3)])["all"])

@@ -36,7 +36,7 @@ def test_refusals_name_the_response(measure):
 
 
 def test_results_are_plain_floats(rng, truth):
-    values, _, quality, logprobs = map(list, zip(*truth, strict=True))
+    values, _, quality, logprobs, _ = map(list, zip(*truth, strict=True))
     rewards = [array.astype(np.float32) for array in [rng.normal(size=len(array)) for array in values]]
     results = [
         token_agreement(rewards, values),

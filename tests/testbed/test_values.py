@@ -15,11 +15,16 @@ from icrm_lib.testbed.words import OPENERS, PHRASE_QUALITY, PHRASES
 
 
 def consistency_residuals(language, prefix):
-    """|value - sum_v P(v) value(prefix v)| and |sum_v P(v) - 1| at one prefix: eq. (3) with n = m + 1."""
+    """|value - sum_v P(v) value(prefix v)|, the same of the expected score, and |sum_v P(v) - 1| at one prefix.
+
+    The first is eq. (3) with n = m + 1.
+    """
     probs = language.next_token_probs(prefix)
     tokens = np.flatnonzero(probs)
-    expected = sum(probs[token] * language.prefix_value([*prefix, token]) for token in tokens)
-    return abs(language.prefix_value(prefix) - expected), abs(probs.sum() - 1)
+    walks = [language.walk(ids)[1] for ids in (prefix, *([*prefix, token] for token in tokens))]
+    values, scores = np.array([(walk.values()[-1], walk.scores()[-1]) for walk in walks]).T
+    expected = probs[tokens] @ values[1:], probs[tokens] @ scores[1:]
+    return abs(values[0] - expected[0]), abs(scores[0] - expected[1]), abs(probs.sum() - 1)
 
 
 @pytest.mark.parametrize("name", VARIED)
@@ -57,6 +62,7 @@ def test_the_three_queries_agree(name, rng):
             assert probs[stop] == pytest.approx(language.next_token_probs(ids[:stop])[ids[stop]], rel=1e-12)
             assert values[stop] == pytest.approx(language.prefix_value(ids[: stop + 1]), abs=1e-15)
         assert values[-1] == float(gold(language, text) >= language.threshold)
+        assert language.expected_scores(ids)[-1] == gold(language, text)
 
 
 def test_pieces_and_words_give_a_response_the_same_probability_and_values(rng):
