@@ -25,7 +25,7 @@ LINES = [
     {"language_model"},
     {"reward_model", "generator"},
     {"training", "policy", "best_of_n", "decoding"},
-    {"systems"},
+    {"systems", "phase"},
     {"lab"},
     {"report", "plan"},
     {"cli"},

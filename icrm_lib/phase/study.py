@@ -1,0 +1,121 @@
+"""One language of the tabular stage: its controls, tables trained with every weighting, and what they are worth."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from icrm_lib.phase.controls import known_controls, measurable_controls
+from icrm_lib.phase.measured import exact_rewards, measure
+from icrm_lib.phase.responses import Responses, draw_responses
+from icrm_lib.phase.tabular import WEIGHTINGS, Batch, fit_table
+from icrm_lib.phase.theory import compare_shift, first_order_shift
+from icrm_lib.testbed import Language
+
+REGIMES = ("few", "many")
+
+
+@dataclass(frozen=True)
+class Regime:
+    """Tables of one size of training set; every seed has pairs of its own.
+
+    Attributes:
+        pairs: to train on.
+        seeds: how many tables a weighting.
+        steps: of Adam.
+        batch_size: pairs a step.
+    """
+
+    pairs: int
+    seeds: int
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of a language is drawn, and how tables are trained.
+
+    Attributes:
+        few: about as many pairs as the small neural regime has.
+        many: as many as leave little of the noise of a finite sample in tables.
+        held_out: pairs to measure on.
+        consistency_weight: lambda.
+        seed: of all draws.
+    """
+
+    few: Regime = Regime(pairs=400, seeds=8, steps=200, batch_size=200)
+    many: Regime = Regime(pairs=2000, seeds=3, steps=300, batch_size=500)
+    held_out: int = 600
+    consistency_weight: float = 0.6
+    seed: int = 0
+
+    def regime(self, name: str) -> Regime:
+        """Return "few" or "many"."""
+        return {"few": self.few, "many": self.many}[name]
+
+
+def study_config(language: Language, sizes: Sizes) -> dict:
+    """Return all that decides a language's numbers, beside the code, as plain values."""
+    return {"language": language.config(), "sizes": asdict(sizes)}
+
+
+def study_language(language: Language, sizes: Sizes) -> dict:
+    """Draw pairs of a language, measure its controls, train tables and measure them on held-out pairs.
+
+    Args:
+        language: writer and generator.
+        sizes: of the study.
+
+    Returns:
+        `known`, `measurable`: see `controls`; `exact`: measures of P(top score) and of the running score as rewards;
+        `few`, `many`: by weighting and measure, one number a seed; `theory`, `theory_of_states`: see
+        `theory.compare_shift`, of "many", one number a seed; `states`: grammar states that occur.
+    """
+    most = max(sizes.few.pairs * sizes.few.seeds, sizes.many.pairs * sizes.many.seeds)
+    rng = np.random.default_rng([sizes.seed, 0])
+    responses, n_states = draw_responses(language, most + sizes.held_out, rng, expectations=True)
+    train, held_out = responses.of_pairs(0, most), responses.of_pairs(most, most + sizes.held_out)
+    truth = held_out.truth
+    result = {
+        "known": known_controls(train),
+        "measurable": measurable_controls(train),
+        "exact": {
+            "value": measure(exact_rewards(held_out, [known.values for known in truth]), held_out),
+            "score": measure(exact_rewards(held_out, [known.clause_scores for known in truth]), held_out),
+        },
+        "states": n_states,
+    }
+    for name in REGIMES:
+        tables = _tables(train, n_states, sizes, sizes.regime(name))
+        result[name] = {w: _collected([measure(t[held_out.states], held_out) for t in tables[w]]) for w in WEIGHTINGS}
+    parts = [_part(train, sizes.many, seed) for seed in range(sizes.many.seeds)]
+    moved = [p - one for p, one in zip(tables["probability"], tables["uniform"], strict=True)]
+    for name, of_states in {"theory": False, "theory_of_states": True}.items():
+        each = zip(tables["uniform"], parts, moved, strict=True)
+        result[name] = _collected([_compared(*one, of_states=of_states) for one in each])
+    return result
+
+
+def _tables(train: Responses, n_states: int, sizes: Sizes, regime: Regime) -> dict[str, list[np.ndarray]]:
+    """By weighting, one table a seed; the tables of a seed see the same pairs in the same order."""
+    tables: dict[str, list[np.ndarray]] = {weighting: [] for weighting in WEIGHTINGS}
+    for seed in range(regime.seeds):
+        batch = Batch(_part(train, regime, seed), seed)
+        options = {"steps": regime.steps, "batch_size": regime.batch_size, "seed": seed}
+        for weighting in WEIGHTINGS:
+            table = fit_table(batch, n_states, weighting, consistency_weight=sizes.consistency_weight, **options)
+            tables[weighting].append(table)
+    return tables
+
+
+def _part(train: Responses, regime: Regime, seed: int) -> Responses:
+    return train.of_pairs(seed * regime.pairs, (seed + 1) * regime.pairs)
+
+
+def _compared(uniform: np.ndarray, part: Responses, moved: np.ndarray, *, of_states: bool) -> dict[str, float]:
+    predicted, visits = first_order_shift(uniform, part, of_states=of_states)
+    return compare_shift(predicted, moved, visits)
+
+
+def _collected(each: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [one[name] for one in each] for name in each[0]}
