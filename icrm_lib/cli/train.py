@@ -66,6 +66,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"base model in {runtime.display_path(workspace.base_model)}")
         if reads_generator(settings):
             workspace.add_logprobs(train_split, statistic_of(settings))
+        workspace.lower_states(settings, train_split)
         print(f"prepared in {runtime.display_path(workspace.folder)}")
         return
     folder = workspace.reward_model_folder(args.method, args.seed)

@@ -3,15 +3,19 @@
 from icrm_lib.generator.ask import STATISTICS, Scorer, model_scorer, token_logprobs, vllm_scorer
 from icrm_lib.generator.cache import cached_logprobs, columns
 from icrm_lib.generator.fit import both_sides, fit_generator
+from icrm_lib.generator.states import LowerStates, cached_states, states_reader
 
 __all__ = [
     "STATISTICS",
+    "LowerStates",
     "Scorer",
     "both_sides",
     "cached_logprobs",
+    "cached_states",
     "columns",
     "fit_generator",
     "model_scorer",
+    "states_reader",
     "token_logprobs",
     "vllm_scorer",
 ]

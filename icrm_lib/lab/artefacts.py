@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 import icrm_lib
 from icrm_lib import records, runtime
+from icrm_lib.language_model import smollm2
 from icrm_lib.language_model.loading import refuse_pickles
 
 logger = logging.getLogger(__name__)
@@ -128,8 +129,11 @@ def model_path(name: str) -> str:
     """Return a model's directory as an absolute path, a hub id as it is.
 
     Raises:
-        ValueError: it looks like a directory, and none is there; or its weights are pickled.
+        ValueError: it looks like a directory, and none is there; its weights are pickled; or it is the model of
+            `make real`, which has not run.
     """
+    if name == smollm2.NAME:
+        return str(smollm2.converted())
     folder = runtime.resolve_path(name)
     if folder.is_dir():
         refuse_pickles(folder)
@@ -137,7 +141,7 @@ def model_path(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(
             f"no base model directory {name!r} (a relative path starts at the project's folder); correct the path, "
-            "or give 'testbed', 'scratch' or a hub id"
+            "or give 'testbed', 'scratch', 'smollm2' or a hub id"
         )
     return name
 

@@ -69,10 +69,10 @@ def train(profile: Profile, cell: Cell, settings: RewardModelSettings, folder: P
     if cell.method == "implicit":
         return _train_policy(workspace, settings, folder, cell.seed)
     rows = training_rows(profile, cell, settings)
-    models, seconds = [], 0.0
+    models, seconds, states = [], 0.0, workspace.lower_states(settings, rows)
     for member in range(ENSEMBLE_SIZE if cell.method.startswith("ensemble") else 1):
         begin = time.perf_counter()
-        options = {"folder": folder / str(member), "seed": cell.seed + 1000 * member}
+        options = {"folder": folder / str(member), "seed": cell.seed + 1000 * member, "states": states}
         trainer = train_reward_model(workspace.base_model, workspace.tokenizer, rows, settings, **options)
         model = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
         models.append(RewardModel(model, workspace.tokenizer))  # merged: scoring takes two thirds of the time

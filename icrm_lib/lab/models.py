@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 
-from icrm_lib.generator import Scorer, both_sides, fit_generator, model_scorer, vllm_scorer
+from icrm_lib import runtime
+from icrm_lib.generator import Scorer, both_sides, fit_generator, model_scorer, states_reader, vllm_scorer
+from icrm_lib.generator.states import Reader
 from icrm_lib.lab.data import Data
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.scratch import small_llama, train_language_model
@@ -71,6 +74,15 @@ def generator_scorer(data: Data, path: str, statistic: str) -> Scorer:
             f"{settings.top_p} with {statistic}; set generator: engine to transformers"
         )
     return vllm_scorer(path)
+
+
+def lower_layers_reader(data: Data, path: str, layers: int) -> Reader:
+    """Return what passes rows through the model at `path`, in the type that reward models are trained in."""
+    data.artefacts.refuse_several_processes("hidden states of the frozen layers")
+    model = load_causal_lm(path, dtype=torch.float32 if runtime.device() == "cpu" else torch.bfloat16)
+    asked = {"temperature": data.profile.generator.temperature, "top_p": data.profile.generator.top_p}
+    options = asked if data.profile.passes_once else {"probabilities": False}
+    return states_reader(model, layers, data.tokenizer.pad_token_id, **options)
 
 
 def language_scorer(data: Data) -> Scorer:

@@ -11,10 +11,16 @@ import pandas as pd
 from datasets import Dataset
 
 from icrm_lib import records, runtime
-from icrm_lib.generator import cached_logprobs
+from icrm_lib.generator import LowerStates, cached_logprobs, cached_states
 from icrm_lib.lab.artefacts import Artefacts, is_file, made_with, model_path
 from icrm_lib.lab.data import Data
-from icrm_lib.lab.models import generator_scorer, language_scorer, make_base_model, make_generator
+from icrm_lib.lab.models import (
+    generator_scorer,
+    language_scorer,
+    lower_layers_reader,
+    make_base_model,
+    make_generator,
+)
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.language_model.checkpoints import data_fingerprint, model_fingerprint
 from icrm_lib.language_model.samples import sample
@@ -140,9 +146,31 @@ class Workspace(Data):
             key = {"generator": model_fingerprint(self.generator), "temperature": settings.temperature}
             key |= {"top_p": settings.top_p, "engine": settings.engine}
             scorer = partial(generator_scorer, self, self.generator, statistic)
+            if self.profile.passes_once and statistic == "logprobs":
+                key |= {"pass": "lower layers"}
+                scorer = lambda: self.lower_states(self.profile.reward_model, pairs).scorer()  # noqa: E731
         key["made_with"] = made_with(generator_scorer.__module__)
         options = {"statistic": statistic, "cache_type": settings.cache_type}
         return cached_logprobs(pairs, scorer, self.folder, key, **options)
+
+    def lower_states(self, settings: RewardModelSettings, pairs: Dataset) -> LowerStates | None:
+        """Return what the frozen lower layers of the base model give for tokenised pairs, kept on disk.
+
+        Args:
+            settings: `frozen_layers` and `frozen_states` are read.
+            pairs: as in `add_logprobs`.
+
+        Returns:
+            None where no layer is frozen, or all are run each time.
+        """
+        if not settings.keeps_states:
+            return None
+        asked, layers = self.profile.generator, settings.frozen_layers
+        key = {"model": model_fingerprint(self.base_model), "made_with": made_with(lower_layers_reader.__module__)}
+        key |= {"probabilities": [asked.temperature, asked.top_p] if self.profile.passes_once else None}
+        reader = partial(lower_layers_reader, self, self.base_model, layers)
+        options = {"layers": layers, "state_type": settings.frozen_states}
+        return cached_states([pairs], reader, self.folder, key, **options)
 
     def samples(self, prompts: Sequence[Conversation], settings: SamplingSettings) -> pd.DataFrame:
         """Return the base model's responses to some prompts (see `sample`); drawn once, kept among the artefacts."""
@@ -207,6 +235,7 @@ class Workspace(Data):
             rows = self.add_logprobs(train, statistic_of(settings)) if weighted else train
             options = {"folder": folder, "seed": seed, "checkpoints": checkpoints}
             options["trained_length"] = self.profile.data.max_length
+            options["states"] = self.lower_states(settings, self.tokenized["train"])
             trainer = train_reward_model(self.base_model, self.tokenizer, rows, settings, **options)
             model = unsharded_model(trainer, settings, folder)
             if model is not None:

@@ -19,16 +19,19 @@ Bytes alive in a training step, at the beginning of its backward pass:
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoModel, PreTrainedConfig
 
-from icrm_lib.generator import model_scorer
+from icrm_lib.generator import model_scorer, states_reader
+from icrm_lib.generator.states import WINDOW as STATES_WINDOW
 from icrm_lib.language_model.causal import ROWS_PER_CHUNK
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 
-TOKENS_PER_BATCH = inspect.signature(model_scorer).parameters["tokens_per_batch"].default
+TOKENS_PER_BATCH, STATES_TOKENS = (
+    inspect.signature(asked).parameters["tokens_per_batch"].default for asked in (model_scorer, states_reader)
+)
 FLOAT, ADAM = 4, 8  # bytes of a float32 number, and of Adam's two
 
 
@@ -77,6 +80,11 @@ class Decoder:
     cached: int
     words: int
     tied: bool
+
+    def part(self, layers: int) -> "Decoder":
+        """Return what only so many of its layers cost; the embeddings stay among its weights."""
+        share = layers / self.layers
+        return replace(self, linear=round(self.linear * share), sides=round(self.sides * share), layers=layers)
 
     @property
     def head(self) -> int:
@@ -147,16 +155,20 @@ def reward_model_cost(
     frozen = model.weights + (0 if model.tied or not text_rows else model.head)  # an LM head is held for the text term
     if settings.frozen_backbone:
         peak = _held(frozen, score, settings, bf16) + _passing(model, rows * max_length, bf16)
-        flops = model.forward(length) + 6 * score * length
+        run = model.part(model.layers - settings.frozen_layers) if settings.keeps_states else model
+        flops = run.forward(length) + 6 * score * length
         return Cost(model.weights + score, score, flops, peak, rows, max_length)
-    adapter = settings.lora_rank * model.sides
+    # The frozen layers are run, unless what they give is kept; nothing of them is kept for the way back.
+    upper, lower = model.part(model.layers - settings.frozen_layers), model.part(settings.frozen_layers)
+    adapter = settings.lora_rank * upper.sides
     # In bfloat16 all forms but the mean compute their logits once more on the way back.
     products = 3 if bf16 and settings.text_form != "mean_nll" else 2
-    flops = model.training(length, adapter, checkpointing=settings.gradient_checkpointing)
+    flops = upper.training(length, adapter, checkpointing=settings.gradient_checkpointing)
+    flops += 0 if settings.keeps_states else lower.forward(length)
     flops += 6 * score * length + text_rows * 2 * products * model.head * (length - 1)
     # PEFT keeps the head that it was given next to the one that it trains.
     held = _held(frozen + score, adapter + score, settings, bf16)
-    peak = held + _alive(model, rows * max_length, settings, bf16, logits=text_rows > 0)
+    peak = held + _alive(upper, rows * max_length, settings, bf16, logits=text_rows > 0)
     return Cost(model.weights + 2 * score + adapter, adapter + score, flops, peak, rows, max_length)
 
 
@@ -202,6 +214,25 @@ def generator_pass_cost(
     states = tokens * model.width * _bytes(bf16)
     peak = model.causal * _bytes(bf16) + max(_passing(model, tokens, bf16), states + logits)
     return Cost(model.causal, 0, model.forward(length) + 2 * model.head * length, peak, rows, max_length)
+
+
+def states_pass_cost(
+    config: PreTrainedConfig, *, probabilities: bool, max_length: int, length: int, bf16: bool
+) -> Cost:
+    """Cost of keeping the lower layers' states, as `generator.states_reader` does it: the whole model once.
+
+    Args:
+        config: of the base model.
+        probabilities: whether the tokens' probabilities are asked for in the same pass.
+        max_length, length, bf16: see `reward_model_cost`.
+    """
+    model, rows = decoder(config), max(1, STATES_TOKENS // max_length)
+    tokens = rows * max_length
+    flops = model.forward(length) + (2 * model.head * length if probabilities else 0)
+    states = 2 * tokens * model.width * _bytes(bf16)  # those that are kept, and the last
+    passing = max(_passing(model, tokens, bf16), _logits(model, bf16) if probabilities else 0)
+    window = STATES_WINDOW * model.width * FLOAT * 2
+    return Cost(model.causal, 0, flops, model.causal * _bytes(bf16) + states + passing + window, rows, max_length)
 
 
 def sampling_cost(config: PreTrainedConfig, *, rows: int, max_length: int, length: int, bf16: bool) -> Cost:

@@ -10,6 +10,7 @@ from datasets import Dataset
 from huggingface_hub import CacheNotFound, HfApi, constants, scan_cache_dir
 
 from icrm_lib import runtime
+from icrm_lib.language_model import smollm2
 from icrm_lib.plan.machine import MADE_HERE
 from icrm_lib.preferences import preference_rows, tokenize_pairs
 from icrm_lib.preferences.paper import PRM800K, RECIPES, SHARES, SKYWORK, UNIFIED_FEEDBACK
@@ -98,6 +99,8 @@ def hub_file(name: str, kind: str, about: int | None) -> dict[str, Any]:
         about: bytes, where the hub does not say.
     """
     entry = {"name": name, "kind": kind, "here": True, "bytes": None, "exact": False}
+    if name == smollm2.NAME:
+        return entry | {"here": smollm2.folder().is_dir(), "bytes": smollm2.PACKAGE_BYTES, "exact": True}
     if runtime.resolve_path(name).exists():
         return entry
     try:

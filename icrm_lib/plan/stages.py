@@ -19,7 +19,7 @@ from icrm_lib.plan.machine import (
     model_config,
 )
 from icrm_lib.profiles import Profile, load_profile
-from icrm_lib.training import reads_generator
+from icrm_lib.training import reads_generator, statistic_of
 
 VLLM_ROWS = 64  # ours: vLLM draws about so many responses at once
 
@@ -98,7 +98,17 @@ def find_stages(profile: Profile, method: str, device: Device, data: dict[str, A
         # Token by token: every weight is read for every token of the responses drawn at once.
         reads = drawn * length / at_once * cost.parameters * (2 if as_it_is["bf16"] else 4)
         add("sampling", name, cost, drawn, reads=reads)
-    if reads_generator(settings) and generator.kind != "exact":
+    if settings.frozen_layers >= base.get_text_config().num_hidden_layers:
+        raise ValueError(
+            f"profile {profile.name}: frozen_layers is {settings.frozen_layers}, and {base_name} has "
+            f"{base.get_text_config().num_hidden_layers} layers; leave one at least to train"
+        )
+    if settings.keeps_states:
+        cost = costs.states_pass_cost(base, probabilities=profile.passes_once, max_length=longest, **sizes)
+        add("lower layers", base_name, cost, rows)
+    # Where the same pass has answered, nobody is asked again.
+    asks = reads_generator(settings) and not (profile.passes_once and statistic_of(settings) == "logprobs")
+    if asks and generator.kind != "exact":
         if generator.kind == "fitted":
             cost = costs.generator_fit_cost(asked, generator, max_length=generator.max_length or longest, **sizes)
             add("generator fit", name, cost, rows * generator.epochs)
@@ -131,6 +141,11 @@ def notes(profile: Profile, method: str, device: Device) -> list[str]:
         found.append(f"quantization {settings.quantization!r} is not simulated: memory is that of 16 bits")
     if reads_generator(settings) and profile.generator.engine == "vllm":
         found.append("generator pass: vLLM takes nine tenths of a card's memory, whatever it needs")
+    if settings.keeps_states:
+        found.append(
+            f"lower layers: states in {settings.frozen_states} go to disk; a row of several pairs is run once,"
+        )
+        found.append("here each is counted; FLOPs of the frozen layers stand in that stage alone")
     if settings.text_form == "grm_dpo" and settings.sft_weight > 0:
         found.append("the reference model's pass of grm_dpo is left out")
     if artefacts(profile):

@@ -1,5 +1,6 @@
 """Batches of preference pairs: TRL's collator with what the token terms read."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import xxhash
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from icrm_lib.generator import columns
+from icrm_lib.generator import LowerStates, columns
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.training.packing import packing
 
@@ -79,6 +80,32 @@ class DataCollatorForConsistency(DataCollatorWithLines):
             shared = _common_prompts(output["input_ids"], prompts) if self.prefix_sharing else None
             packed = packing(lengths, width, shared=shared, one_row=self.one_row)._asdict()
             output |= {name: packed[name] for name in packed if name != "segments" or self.prefix_sharing}
+        return output
+
+
+@dataclass
+class CollatorWithStates:
+    """Another collator, plus `states`: what the frozen lower layers gave for the tokens of the batch, packed as it is.
+
+    Shape: (R, L, H) where the batch is packed, else (2B, T, H); 0 in empty places.
+
+    Args:
+        collator: makes the batch.
+        states: of every row that may come.
+    """
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    states: LowerStates
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        output = self.collator(examples)
+        rows = [self.states.of(ids) for ids in _sides(examples, ("chosen_ids", "rejected_ids"))]
+        padded = np.zeros((*output["input_ids"].shape, rows[0].shape[-1]), rows[0].dtype)
+        for place, row in zip(padded, rows, strict=True):
+            place[: len(row)] = row
+        states = torch.from_numpy(padded)
+        packed = output.get("tokens")
+        output["states"] = states if packed is None else states.flatten(0, 1)[packed.clamp(min=0)]
         return output
 
 

@@ -18,6 +18,7 @@ from transformers.utils import is_flash_attn_2_available
 from trl import RewardConfig
 
 from icrm_lib import runtime
+from icrm_lib.generator import LowerStates
 from icrm_lib.language_model import causal
 from icrm_lib.language_model.checkpoints import (
     LogFile,
@@ -27,7 +28,9 @@ from icrm_lib.language_model.checkpoints import (
     refuse_non_finite_weights,
     saving,
 )
+from icrm_lib.language_model.lm_head import skeleton
 from icrm_lib.language_model.loading import NO_CODE, SAFE
+from icrm_lib.language_model.lower_layers import decoder_layers
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.reward_model.head import add_mlp_head
 from icrm_lib.reward_model.loading import load_reward_model
@@ -53,6 +56,7 @@ def train_reward_model(
     trained_length: int | None = None,
     bf16: bool | None = None,
     checkpoints: Path | None = None,
+    states: LowerStates | None = None,
 ) -> ICRMTrainer:
     """Train one reward model with LoRA; the log goes to `log.jsonl` in `folder` as it happens.
 
@@ -71,14 +75,18 @@ def train_reward_model(
         bf16: frozen weights and arithmetic in bfloat16; on a GPU if None.
         checkpoints: folder of checkpoints, of this training alone, written every `settings.save_steps` steps; one that
             is there already is resumed from.
+        states: what the frozen lower layers give for all rows (`generator.cached_states`): they are then left out of
+            training, with the same result but for the rounding of the states' type. Computed each time when None.
 
     Returns:
-        the finished trainer.
+        the finished trainer; its model is whole.
 
     Raises:
-        ValueError: a step that the processes cannot share, or checkpoints of another training.
+        ValueError: a step that the processes cannot share, checkpoints of another training, more frozen layers than
+            the model has, or states of another number of layers.
         FloatingPointError: a loss, a gradient or a weight is not finite.
     """
+    _refuse_frozen_layers(base_model, settings, states)
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = runtime.device() == "cuda"
     bf16 = on_gpu if bf16 is None else bf16
@@ -127,6 +135,7 @@ def train_reward_model(
         processing_class=tokenizer,
         peft_config=None if settings.frozen_backbone else lora_config(settings),
         failures=checkpoints or folder,
+        states=states,
         callbacks=[LogFile(folder / "log.jsonl"), SealedCheckpoints(key)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -184,9 +193,27 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
 
 
 def lora_config(settings: RewardModelSettings) -> LoraConfig:
-    """LoRA on every linear layer but the head's."""
-    mlp_head = r"(.*\.)?score(\..*)?"  # its layers are trained whole
-    return causal.lora_config(settings, task_type="SEQ_CLS", exclude_modules=mlp_head)
+    """LoRA on every linear layer but the head's and those of the frozen layers."""
+    without = r"(.*\.)?score(\..*)?"  # an MLP head's layers are trained whole
+    if settings.frozen_layers:
+        without += rf"|(.*\.)?layers\.({'|'.join(map(str, range(settings.frozen_layers)))})\..*"
+    return causal.lora_config(settings, task_type="SEQ_CLS", exclude_modules=without)
+
+
+def _refuse_frozen_layers(base_model: str | Path, settings: RewardModelSettings, states: LowerStates | None) -> None:
+    if settings.frozen_layers:
+        config = AutoConfig.from_pretrained(str(base_model), **NO_CODE)
+        decoder_layers(skeleton(config), settings.frozen_layers)
+    if states is not None and states.layers != settings.frozen_layers:
+        raise ValueError(
+            f"the hidden states are those after {states.layers} layers, and frozen_layers is {settings.frozen_layers}; "
+            "make them anew with generator.cached_states, or leave them out"
+        )
+    if states is not None and settings.quantization:
+        raise ValueError(
+            f"hidden states of the model in full precision do not fit its {settings.quantization} weights; set "
+            "frozen_states to none, or quantization to ''"
+        )
 
 
 def _attention(settings: RewardModelSettings) -> str:

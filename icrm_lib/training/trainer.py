@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
-from icrm_lib.generator import STATISTICS, columns
+from icrm_lib.generator import STATISTICS, LowerStates, columns
 from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
+from icrm_lib.language_model.lower_layers import LowerLayers
 from icrm_lib.language_model.positions import SequenceTooLong, refuse_to_train, trainable_length
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import HeadOutput, capture_head, reward_head
@@ -27,6 +29,7 @@ from icrm_lib.tokenization import load_tokenizer, prepare_tokenizer, reads
 from icrm_lib.training.collation import (
     REFERENCE_COLUMNS,
     STEP_COLUMNS,
+    CollatorWithStates,
     DataCollatorForConsistency,
     DataCollatorWithLines,
 )
@@ -61,6 +64,8 @@ class ICRMTrainer(RewardTrainer):
             where the architecture has one. By default the tied embeddings, or what the checkpoint holds that the model
             was loaded from.
         failures: folder for a batch whose loss is not finite; `output_dir` by default.
+        states: hidden states of all rows after the lower layers (`generator.cached_states`), which then take no part
+            in training; they must have no adapter.
         Others: as in `trl.RewardTrainer`.
 
     Raises:
@@ -85,6 +90,7 @@ class ICRMTrainer(RewardTrainer):
         add_logprobs: Callable[[Dataset, PreTrainedTokenizerBase], Dataset] | None = None,
         lm_head: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
         failures: Path | None = None,
+        states: LowerStates | None = None,
         **kwargs: Any,
     ):
         args = args or ICRMConfig(output_dir="icrm")
@@ -145,6 +151,31 @@ class ICRMTrainer(RewardTrainer):
         self.failures = failures or Path(self.args.output_dir)
         if type(self.data_collator) is DataCollatorForPreference:  # TRL's own choice
             self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
+        self.lower = None
+        if states is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError(
+                    "states= leaves layers out, and FSDP and DeepSpeed divide them among processes; leave it out, or "
+                    "train in one piece"
+                )
+            self.lower = LowerLayers(self.model, states.layers)
+            self.data_collator = CollatorWithStates(self.data_collator, states)
+
+    def _without_lower(self) -> AbstractContextManager:
+        """Leave the lower layers out where their states are given, in the backward pass, too."""
+        return self.lower.left_out() if self.lower else nullcontext()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_lower():
+            return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_lower():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._without_lower():
+            return super().predict(*args, **kwargs)
 
     def _refuse_too_long(self) -> None:
         """Raise where rows are longer than the model takes; those of a stream are looked at when they come."""
@@ -237,6 +268,8 @@ class ICRMTrainer(RewardTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
         inputs.pop("line", None)
+        if self.lower:
+            self.lower.give(inputs.pop("states"))
         self._refuse_long_batch(inputs["attention_mask"])
         remainder = inputs.pop("epoch_remainder", None)
         if args.is_trl and remainder is None:

@@ -7,7 +7,7 @@ import pytest
 
 from icrm_lib.cli import plan as command
 from icrm_lib.plan import describe, make_plan
-from icrm_lib.profiles import known_profiles
+from icrm_lib.profiles import known_profiles, load_profile
 
 
 @pytest.fixture
@@ -23,9 +23,10 @@ def no_network(monkeypatch):
 def test_every_profile_is_planned_without_network(profile, no_network):
     made = make_plan(profile, device="80")
     names = [stage["stage"] for stage in made["stages"]]
-    assert names[-2:] == ["generator pass", "reward model"]
+    own = load_profile(profile)
+    assert names[-2:] == ["lower layers" if own.passes_once else "generator pass", "reward model"]
     assert ("sampling" in names) == (profile == "qwen2.5-1.5b-math")
-    assert ("generator fit" in names) == (profile != "qwen2.5-1.5b-math")
+    assert ("generator fit" in names) == (own.generator.kind == "fitted")
     assert ("base model" in names) == (profile in ("smoke", "lab"))
     assert all(stage["peak_gib"] > 0 and stage["hours"] > 0 and stage["fits"] == "yes" for stage in made["stages"])
     assert made["hours"] == pytest.approx(sum(stage["hours"] for stage in made["stages"]))

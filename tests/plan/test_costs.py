@@ -16,9 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from icrm_lib import runtime
-from icrm_lib.generator import fit_generator
+from icrm_lib.generator import cached_states, fit_generator, states_reader
+from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.methods import METHODS, method_settings
-from icrm_lib.plan.costs import Cost, decoder, generator_fit_cost, generator_pass_cost, reward_model_cost, sampling_cost
+from icrm_lib.plan.costs import (
+    Cost,
+    decoder,
+    generator_fit_cost,
+    generator_pass_cost,
+    reward_model_cost,
+    sampling_cost,
+    states_pass_cost,
+)
 from icrm_lib.plan.machine import ARCHITECTURES, model_config
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 from icrm_lib.training.fit import lora_config, train_reward_model
@@ -33,6 +42,8 @@ COUNTS = {
     "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
     # 2 * 152064 * 3584 + 28 * (2 * 3584^2 + 3584 + 2 * (3584 * 512 + 512) + 3 * 3584 * 18944 + 2 * 3584) + 3584
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+    # 49152 * 576, tied + 30 * (2 * 576^2 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576) + 576
+    "smollm2": 134_515_008,
 }
 PLAIN = RewardModelSettings(lora_rank=4, batch_size=4, consistency_weight=0.0, sft_weight=0.0, epochs=1)
 FLOAT = {"max_length": 64, "length": 64, "bf16": False}
@@ -62,7 +73,9 @@ def test_what_lora_trains():
     assert cost.parameters == COUNTS["google/gemma-2b-it"] + 2048 + cost.trainable
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "mlp", "mlp_size": 16}, {"frozen_backbone": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"head": "mlp", "mlp_size": 16}, {"frozen_backbone": True}, {"frozen_layers": 1}]
+)
 def test_parameters_are_those_of_the_trained_model(changes, base_model, tokenizer, rows, tmp_path):
     settings = replace(PLAIN, **changes)
     model = train_reward_model(base_model, tokenizer, rows, settings, folder=tmp_path, seed=0).model
@@ -117,6 +130,7 @@ def four_layers(tmp_path_factory):
         {"sft_weight": 0.001, "consistency_weight": 0.1},
         {"sft_weight": 0.01, "text_form": "grm_dpo_noref"},
         {"frozen_backbone": True},
+        {"frozen_layers": 2, "frozen_states": "none"},
     ],
 )
 def test_flops_are_those_of_the_real_step(changes, four_layers, tokenizer, rows, tmp_path):
@@ -124,6 +138,24 @@ def test_flops_are_those_of_the_real_step(changes, four_layers, tokenizer, rows,
     real = counted(lambda: train_reward_model(four_layers, tokenizer, rows, settings, folder=tmp_path, seed=0))
     # The first layer's q, k and v pass no gradient on; the formula has them do it, as all other layers do.
     assert reward_model_cost(tiny(), settings, **FLOAT).flops == pytest.approx(real, rel=0.03)
+
+
+def test_flops_of_the_pass_and_of_a_step_from_kept_states(four_layers, tokenizer, rows, tmp_path):
+    settings = replace(PLAIN, frozen_layers=3)
+
+    def reader():
+        return states_reader(load_causal_lm(four_layers, device="cpu"), 3, tokenizer.pad_token_id)
+
+    kept = []
+    passed = counted(lambda: kept.append(cached_states([rows], reader, tmp_path, {}, layers=3)))
+    probing = 4 / 8 * decoder(tiny()).forward(64) * 5 / 4  # whether the layers can be run apart is tried on four rows
+    assert states_pass_cost(tiny(), probabilities=True, **FLOAT).flops == pytest.approx(passed - probing, rel=0.03)
+    real = counted(
+        lambda: train_reward_model(four_layers, tokenizer, rows, settings, folder=tmp_path, seed=0, states=kept[0])
+    )
+    foretold = reward_model_cost(tiny(), settings, **FLOAT).flops
+    # Of the one trained layer q, k and v pass no gradient on: three of its seven products.
+    assert foretold - 2 * 64 * 3 * 64 * 64 == pytest.approx(real, rel=0.03)
 
 
 # Memory
@@ -169,6 +201,7 @@ def test_checkpointing_bfloat16_and_a_frozen_backbone_need_less():
     assert peak(tiny(4), gradient_checkpointing=True) < 0.6 * usual
     assert peak(tiny(4), bf16=True) < 0.8 * usual
     assert peak(tiny(4), frozen_backbone=True) < 0.5 * usual
+    assert peak(tiny(4), frozen_layers=3) < 0.5 * usual
 
 
 def test_accumulation_keeps_gradients_beside_activations():
