@@ -3,9 +3,9 @@
 import numpy as np
 from scipy.stats import spearmanr
 
-from icrm_lib.phase.measured import SURPRISING
 from icrm_lib.phase.responses import Responses
 
+UNLIKELY = 0.5  # a token of lower probability
 ASSOCIATED = 2.0  # standard errors from which on a token counts as associated with the label
 
 
@@ -17,7 +17,7 @@ def known_controls(responses: Responses) -> dict[str, float]:
 
     Returns:
         by name, nan where not defined:
-        `probability_and_change`, `..._surprising`: Spearman correlation of p_t and the |change| of P(top score) at t,
+        `probability_and_change`, `..._unlikely`: Spearman correlation of p_t and the |change| of P(top score) at t,
         over all tokens and over those of p_t < 0.5. The premise of ICRM is that it is negative.
         `weight_at_changes`: mean p at tokens that move the value over mean p at all others.
         `probability_and_gold`: correlation of a response's mean log p and its gold score.
@@ -36,7 +36,7 @@ def known_controls(responses: Responses) -> dict[str, float]:
     after = responses.states[follows]
     return {
         "probability_and_change": _spearman(probs, change),
-        "probability_and_change_surprising": _spearman(probs[probs < SURPRISING], change[probs < SURPRISING]),
+        "probability_and_change_unlikely": _spearman(probs[probs < UNLIKELY], change[probs < UNLIKELY]),
         "weight_at_changes": _ratio_of_means(probs, moves),
         "probability_and_gold": _correlation(_mean_logprobs(responses), responses.gold),
         "next_and_label": _covariance_within(probs, label[follows], before) / float(probs.mean()),
@@ -60,7 +60,7 @@ def measurable_controls(responses: Responses) -> dict[str, float]:
 
     Returns:
         by name, nan where not defined:
-        `probability_and_association`, `..._surprising`: Spearman correlation of p_t and |z| of the token.
+        `probability_and_association`, `..._unlikely`: Spearman correlation of p_t and |z| of the token.
         `weight_at_associated`: mean p at tokens of |z| >= 2 over mean p at all others.
         `probability_and_label`: correlation of a response's mean log p and its being chosen.
         `next_and_label`: the covariance above, over mean p.
@@ -76,11 +76,11 @@ def measurable_controls(responses: Responses) -> dict[str, float]:
     chosen = np.broadcast_to(_chosen(responses)[:, None], follows.shape)[follows]
     probs, tokens = responses.probs[follows], responses.tokens[follows]
     size = np.abs(_associations(tokens, chosen))[tokens]
-    surprising, associated = probs < SURPRISING, size >= ASSOCIATED
+    unlikely, associated = probs < UNLIKELY, size >= ASSOCIATED
     excess = probs - responses.expected[follows]
     return {
         "probability_and_association": _spearman(probs, size),
-        "probability_and_association_surprising": _spearman(probs[surprising], size[surprising]),
+        "probability_and_association_unlikely": _spearman(probs[unlikely], size[unlikely]),
         "weight_at_associated": _ratio_of_means(probs, associated),
         "probability_and_label": _correlation(_mean_logprobs(responses), _chosen(responses)),
         "next_and_label": float(np.mean(excess * (chosen - 0.5)) / probs.mean()),

@@ -3,20 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import mannwhitneyu
 
-from icrm_lib.measures import change_at_quality, token_agreement
+from icrm_lib.measures import change_at_quality, change_detection, token_agreement
 from icrm_lib.phase.responses import Responses
 
-SURPRISING = 0.5  # a token of lower probability
 # More is better in all of them. All lie in [0, 1] or [-1, 1], but for the ratio, which is at least 0.
 MEASURES = {
     "accuracy": "pairs of different gold score whose better response has the higher reward",
-    "agreement_top": "Spearman correlation with P(top score) inside a response, mean",
+    "agreement_expected": "Spearman correlation with E[gold score | prefix] inside a response, mean",
     "agreement_score": "Spearman correlation with the running score inside a response, mean",
+    "agreement_top": "Spearman correlation with P(top score | prefix) inside a response, mean",
     "change_ratio": "mean |change| at tokens that reveal quality over mean |change| at all others",
-    "change_auc": "area under the ROC curve of |change| for tokens that move P(top score)",
-    "change_auc_surprising": "the same among tokens of probability below 0.5",
+    "change_auc": "area under the ROC curve of |change| for tokens that move P(top score | prefix)",
+    "change_auc_unlikely": "the same among tokens of probability below 0.5",
 }
 
 
@@ -31,17 +30,17 @@ def measure(rewards: np.ndarray, responses: Responses) -> dict[str, float]:
         by name in `MEASURES`; nan where a measure is not defined.
     """
     rows = [row[mask] for row, mask in zip(rewards, responses.mask, strict=True)]
-    values = [truth.values for truth in responses.truth]
-    moves = np.concatenate([np.diff(row) != 0 for row in values])
-    sizes = np.concatenate([np.abs(np.diff(row)) for row in rows])
-    surprising = np.concatenate([truth.logprobs[1:] < np.log(SURPRISING) for truth in responses.truth])
+    truth = responses.truth
+    values = [known.values for known in truth]
+    detection = change_detection(rows, values, [known.logprobs for known in truth])
     return {
         "accuracy": _accuracy(np.array([row[-1] for row in rows]), responses.gold),
+        "agreement_expected": token_agreement(rows, [known.scores for known in truth])["within"],
+        "agreement_score": token_agreement(rows, [known.clause_scores for known in truth])["within"],
         "agreement_top": token_agreement(rows, values)["within"],
-        "agreement_score": token_agreement(rows, [truth.clause_scores for truth in responses.truth])["within"],
-        "change_ratio": change_at_quality(rows, [truth.quality for truth in responses.truth])["ratio"],
-        "change_auc": area_under_curve(sizes, moves),
-        "change_auc_surprising": area_under_curve(sizes[surprising], moves[surprising]),
+        "change_ratio": change_at_quality(rows, [known.quality for known in truth])["ratio"],
+        "change_auc": detection["all"],
+        "change_auc_unlikely": detection["unlikely"],
     }
 
 
@@ -50,20 +49,6 @@ def exact_rewards(responses: Responses, values: Sequence[np.ndarray]) -> np.ndar
     rewards = np.zeros(responses.mask.shape)
     rewards[responses.mask] = np.concatenate(list(values))
     return rewards
-
-
-def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Probability that a positive has the higher score than another, ties counting half; nan without both kinds.
-
-    Args:
-        scores: shape (N,).
-        positive: bool. Shape: (N,).
-    """
-    high, low = scores[positive], scores[~positive]
-    if not len(high) or not len(low):
-        return float("nan")
-    # Only the statistic is used, and "asymptotic" has the cheapest p-value.
-    return float(mannwhitneyu(high, low, method="asymptotic").statistic / (len(high) * len(low)))
 
 
 def _accuracy(closing: np.ndarray, gold: np.ndarray) -> float:

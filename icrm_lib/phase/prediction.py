@@ -9,7 +9,7 @@ from icrm_lib.phase.measured import MEASURES
 from icrm_lib.phase.study import REGIMES
 
 # One says whether rewards rank prefixes, one whether they move where they should: languages are chosen by these.
-DECIDING = ("agreement_score", "change_auc")
+DECIDING = ("agreement_expected", "change_auc")
 CHOSEN, LARGEST = 12, 4
 
 

@@ -67,7 +67,7 @@ def study_language(language: Language, sizes: Sizes) -> dict:
         sizes: of the study.
 
     Returns:
-        `known`, `measurable`: see `controls`; `exact`: measures of P(top score) and of the running score as rewards;
+        `known`, `measurable`: see `controls`; `exact`: measures of what is known as rewards;
         `few`, `many`: by weighting and measure, one number a seed; `theory`, `theory_of_states`: see
         `theory.compare_shift`, of "many", one number a seed; `states`: grammar states that occur.
     """
@@ -81,6 +81,7 @@ def study_language(language: Language, sizes: Sizes) -> dict:
         "measurable": measurable_controls(train),
         "exact": {
             "value": measure(exact_rewards(held_out, [known.values for known in truth]), held_out),
+            "expected": measure(exact_rewards(held_out, [known.scores for known in truth]), held_out),
             "score": measure(exact_rewards(held_out, [known.clause_scores for known in truth]), held_out),
         },
         "states": n_states,

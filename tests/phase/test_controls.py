@@ -14,7 +14,7 @@ def hand_made(probs, values, states):
     """One pair: the first row chosen, the second rejected, all of one length."""
     probs, values, states = np.array(probs), np.array(values), np.array(states)
     nothing = np.zeros(probs.shape[1])
-    truth = [TokenTruth(v, nothing, nothing * np.nan, np.log(p)) for v, p in zip(values, probs, strict=True)]
+    truth = [TokenTruth(v, nothing, nothing, np.log(p), nothing) for v, p in zip(values, probs, strict=True)]
     mask = np.ones(probs.shape, dtype=bool)
     return Responses(states, mask, probs, None, states, np.array([1.0, -1.0]), truth)
 

@@ -1,25 +1,20 @@
-"""Measures of token rewards: known ones for what is exact, and a curve's area against its definition."""
+"""Measures of token rewards: known ones for what is exact."""
 
 import numpy as np
 import pytest
 
 from icrm_lib.phase import MEASURES, measure
-from icrm_lib.phase.measured import area_under_curve, exact_rewards
-
-
-def test_the_area_is_the_share_of_pairs_in_the_right_order(rng):
-    scores, positive = rng.integers(0, 6, size=40).astype(float), rng.random(40) < 0.3
-    high, low = scores[positive][:, None], scores[~positive]
-    assert area_under_curve(scores, positive) == pytest.approx(np.mean((high > low) + 0.5 * (high == low)))
-    assert np.isnan(area_under_curve(scores, np.ones(40, dtype=bool)))
+from icrm_lib.phase.measured import exact_rewards
 
 
 def test_exact_rewards_reach_what_can_be_reached(short):
     responses, _ = short
     value = measure(exact_rewards(responses, [known.values for known in responses.truth]), responses)
     score = measure(exact_rewards(responses, [known.clause_scores for known in responses.truth]), responses)
+    expected = measure(exact_rewards(responses, [known.scores for known in responses.truth]), responses)
     assert set(value) == set(score) == set(MEASURES)
-    assert value["agreement_top"] == value["change_auc"] == value["change_auc_surprising"] == pytest.approx(1)
+    assert value["agreement_top"] == value["change_auc"] == value["change_auc_unlikely"] == pytest.approx(1)
+    assert expected["accuracy"] == 1 and expected["agreement_expected"] == pytest.approx(1)
     assert score["accuracy"] == 1 and score["agreement_score"] == pytest.approx(1)
     assert value["accuracy"] < 1 and score["agreement_top"] < 1  # neither is the other
     assert np.isnan(score["change_ratio"])  # it moves nowhere else
@@ -28,5 +23,5 @@ def test_exact_rewards_reach_what_can_be_reached(short):
 def test_noise_reaches_nothing(short, rng):
     responses, _ = short
     found = measure(rng.normal(size=responses.mask.shape), responses)
-    chance = {"accuracy": 0.5, "agreement_top": 0, "agreement_score": 0, "change_ratio": 1, "change_auc": 0.5}
+    chance = {"accuracy": 0.5, "agreement_expected": 0, "agreement_score": 0, "change_ratio": 1, "change_auc": 0.5}
     assert all(found[name] == pytest.approx(level, abs=0.08) for name, level in chance.items())
