@@ -67,34 +67,28 @@ def study_language(language: Language, sizes: Sizes) -> dict:
         sizes: of the study.
 
     Returns:
-        `known`, `measurable`: see `controls`; `exact`: measures of what is known as rewards;
-        `few`, `many`: by weighting and measure, one number a seed; `theory`, `theory_of_states`: see
-        `theory.compare_shift`, of "many", one number a seed; `states`: grammar states that occur.
+        `known`, `measurable`: see `controls`; `exact`: measures of P(top score), the expected and the running score as
+        rewards; `few`, `many`: by weighting and measure, one number a seed; `theory`, `theory_of_states`: see
+        `theory.compare_shift`, of "many", one number a seed; `states`: how many grammar states occur.
     """
     most = max(sizes.few.pairs * sizes.few.seeds, sizes.many.pairs * sizes.many.seeds)
     rng = np.random.default_rng([sizes.seed, 0])
     responses, n_states = draw_responses(language, most + sizes.held_out, rng, expectations=True)
     train, held_out = responses.of_pairs(0, most), responses.of_pairs(most, most + sizes.held_out)
-    truth = held_out.truth
-    result = {
+    tables = {name: _tables(train, n_states, sizes, sizes.regime(name)) for name in REGIMES}
+    measured = {
+        name: {w: _collected([measure(t[held_out.states], held_out) for t in each]) for w, each in of.items()}
+        for name, of in tables.items()
+    }
+    return {
         "known": known_controls(train),
         "measurable": measurable_controls(train),
-        "exact": {
-            "value": measure(exact_rewards(held_out, [known.values for known in truth]), held_out),
-            "expected": measure(exact_rewards(held_out, [known.scores for known in truth]), held_out),
-            "score": measure(exact_rewards(held_out, [known.clause_scores for known in truth]), held_out),
-        },
+        "exact": _measured_truth(held_out),
+        **measured,
+        "theory": _compared(train, sizes.many, tables["many"], of_states=False),
+        "theory_of_states": _compared(train, sizes.many, tables["many"], of_states=True),
         "states": n_states,
     }
-    for name in REGIMES:
-        tables = _tables(train, n_states, sizes, sizes.regime(name))
-        result[name] = {w: _collected([measure(t[held_out.states], held_out) for t in tables[w]]) for w in WEIGHTINGS}
-    parts = [_part(train, sizes.many, seed) for seed in range(sizes.many.seeds)]
-    moved = [p - one for p, one in zip(tables["probability"], tables["uniform"], strict=True)]
-    for name, of_states in {"theory": False, "theory_of_states": True}.items():
-        each = zip(tables["uniform"], parts, moved, strict=True)
-        result[name] = _collected([_compared(*one, of_states=of_states) for one in each])
-    return result
 
 
 def _tables(train: Responses, n_states: int, sizes: Sizes, regime: Regime) -> dict[str, list[np.ndarray]]:
@@ -113,9 +107,25 @@ def _part(train: Responses, regime: Regime, seed: int) -> Responses:
     return train.of_pairs(seed * regime.pairs, (seed + 1) * regime.pairs)
 
 
-def _compared(uniform: np.ndarray, part: Responses, moved: np.ndarray, *, of_states: bool) -> dict[str, float]:
-    predicted, visits = first_order_shift(uniform, part, of_states=of_states)
-    return compare_shift(predicted, moved, visits)
+def _measured_truth(responses: Responses) -> dict[str, dict[str, float]]:
+    """What the truths themselves reach as rewards: one ranks by another less than perfectly, too."""
+    known = {
+        "top": [truth.values for truth in responses.truth],
+        "expected": [truth.scores for truth in responses.truth],
+        "score": [truth.clause_scores for truth in responses.truth],
+    }
+    return {name: measure(exact_rewards(responses, values), responses) for name, values in known.items()}
+
+
+def _compared(
+    train: Responses, regime: Regime, tables: dict[str, list[np.ndarray]], *, of_states: bool
+) -> dict[str, list[float]]:
+    """First-order theory beside what became of the tables, one number a seed."""
+    found = []
+    for seed, (uniform, weighted) in enumerate(zip(tables["uniform"], tables["probability"], strict=True)):
+        predicted, visits = first_order_shift(uniform, _part(train, regime, seed), of_states=of_states)
+        found.append(compare_shift(predicted, weighted - uniform, visits))
+    return _collected(found)
 
 
 def _collected(each: list[dict[str, float]]) -> dict[str, list[float]]:
