@@ -17,6 +17,7 @@ export ICRM_PROFILE := $(value PROFILE)
 export ICRM_ONLY := $(value ONLY)
 export ICRM_ENGINE := $(value ENGINE)
 export ICRM_GPUS := $(value GPUS)
+export ICRM_FRESH := $(value FRESH)
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -61,9 +62,9 @@ test: $(STAMP)  ## run tests/, and execute every notebook and compare it with it
 soak: $(STAMP)  ## run the long tests: kills, 100,000 rows, a thousand steps, scripts in bench/
 	$(PYTEST) -m slow tests
 
-evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main] [ENGINE=ray] [GPUS=0.25] [FRESH=1]
+evidence: $(STAMP)  ## run the cells of the evidence that are not recorded yet, into results/PROFILE/ [PROFILE=lab] [ONLY=main] [ENGINE=ray] [GPUS=0.25] [FRESH=1 or a name]
 	$(BIN)/python -m icrm_lib.cli.evidence --profile "$(if $(filter file,$(origin PROFILE)),lab,$$ICRM_PROFILE)" \
-	  --only "$$ICRM_ONLY" --engine "$$ICRM_ENGINE" --gpus "$$ICRM_GPUS" $(if $(filter 1,$(value FRESH)),--fresh)
+	  --only "$$ICRM_ONLY" --engine "$$ICRM_ENGINE" --gpus "$$ICRM_GPUS" $(if $(value FRESH),--fresh $(if $(filter-out 1,$(value FRESH)),"$$ICRM_FRESH"))
 
 # Left to itself JupyterLab fetches news and updates from the network.
 notebooks: $(STAMP)  ## open JupyterLab at notebooks/

@@ -6,7 +6,20 @@ from typing import Any
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.runtime import nearest
 
-Knob = tuple[str, tuple[float, float]]
+
+@dataclass(frozen=True)
+class Knob:
+    """A setting that is tuned beside the learning rate.
+
+    Attributes:
+        setting: of `profiles.RewardModelSettings`.
+        ladder: the values that tuning may try, rising.
+        first: where it starts: an index of the ladder, and the one after.
+    """
+
+    setting: str
+    ladder: tuple[float, ...]
+    first: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,7 @@ class Method:
         label: what tables, figures and notebooks call it.
         changes: settings of `profiles.RewardModelSettings` that differ from the profile's.
         study: the comparison of `lab.cells` that trains it; "main" lists its own members.
-        knob: the setting that is tuned beside the learning rate, with its two values; None where there is none.
+        knob: the setting that is tuned beside the learning rate; None where there is none.
         tuned_as: the method whose tuned settings it takes over; its own when empty.
     """
 
@@ -33,20 +46,27 @@ _PAIRS = {**_BT, "loss": "bradley_terry"}  # what has a meaning for pairs only, 
 _GRM = {"consistency_weight": 0.0, "sft_weight": 0.01, "text_form": "grm_sft"}
 _OUTCOME = {"loss": "outcome", "sft_weight": 0.0}
 _PROCESS = {"loss": "process", "sft_weight": 0.0}
-_LAMBDA: Knob = ("consistency_weight", (0.3, 0.6))
-_ALPHA: Knob = ("sft_weight", (0.01, 0.1))
+_LAMBDA = Knob("consistency_weight", (0.05, 0.1, 0.3, 0.6, 0.8, 0.9, 0.95), first=2)
+_ALPHA = Knob("sft_weight", (0.001, 0.01, 0.1, 0.5), first=1)
+_PENALTY = (0.001, 0.01, 0.1, 1.0)
 METHODS: dict[str, Method] = {
     # Baselines on whole responses (classifier, + margin, + label smoothing, ..., GRM)
     "bt": Method("Bradley-Terry", _BT, "main"),
     "bt_margin": Method("+ margin", {**_BT, "margin": True}, "objectives"),
     "bt_label_smoothing": Method(
-        "+ label smoothing", {**_PAIRS, "label_smoothing": 0.1}, "objectives", ("label_smoothing", (0.1, 0.2))
+        "+ label smoothing",
+        {**_PAIRS, "label_smoothing": 0.1},
+        "objectives",
+        Knob("label_smoothing", (0.05, 0.1, 0.2, 0.3, 0.4), 1),
     ),
     "bt_positive": Method(
-        "+ positive regularisation", {**_PAIRS, "positive_weight": 0.1}, "objectives", ("positive_weight", (0.01, 0.1))
+        "+ positive regularisation",
+        {**_PAIRS, "positive_weight": 0.1},
+        "objectives",
+        Knob("positive_weight", _PENALTY, 1),
     ),
     "bt_centered": Method(
-        "+ reward centring", {**_PAIRS, "center_rewards": 0.01}, "objectives", ("center_rewards", (0.01, 0.1))
+        "+ reward centring", {**_PAIRS, "center_rewards": 0.01}, "objectives", Knob("center_rewards", _PENALTY, 1)
     ),
     "mean_token_bt": Method("Bradley-Terry, mean of the tokens", {**_BT, "pooling": "mean"}, "objectives"),
     "frozen_mlp": Method("Frozen backbone, MLP", {**_BT, "frozen_backbone": True, "head": "mlp"}, "objectives"),
@@ -56,7 +76,10 @@ METHODS: dict[str, Method] = {
     "grm_dpo": Method("GRM (DPO)", {**_GRM, "text_form": "grm_dpo"}, "objectives", _ALPHA),
     # ICRM's reference code with lambda = 0
     "grm_as_in_icrm": Method(
-        "ICRM without regulariser", {"consistency_weight": 0.0}, "objectives", ("sft_weight", (0.001, 0.1))
+        "ICRM without regulariser",
+        {"consistency_weight": 0.0},
+        "objectives",
+        Knob("sft_weight", (1e-4, 0.001, 0.01, 0.1, 1.0), 1),
     ),
     # ICRM as the profile has it, and the controls of its weights
     "icrm": Method("ICRM", {}, "main", _LAMBDA),

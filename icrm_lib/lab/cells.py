@@ -9,7 +9,7 @@ from pydantic import ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from icrm_lib import runtime
-from icrm_lib.methods import METHODS, Method
+from icrm_lib.methods import METHODS, Knob, Method
 
 # Raised by hand when code changes what a cell records: older records then count as not there.
 VERSION = 2
@@ -29,7 +29,10 @@ COMPOSED: dict[str, Method] = {
     "prm_noisy_icrm": replace(METHODS["prm_icrm"], label="Process labels, noisy, + ICRM", tuned_as="prm_icrm"),
     # Bradley-Terry's optimiser settings; the loss is DPO's
     "implicit": replace(
-        METHODS["bt"], label="DPO, implicit rewards", study="objectives", knob=("text_beta", (0.1, 0.5))
+        METHODS["bt"],
+        label="DPO, implicit rewards",
+        study="objectives",
+        knob=Knob("text_beta", (0.02, 0.1, 0.5, 2.0), 1),
     ),
     "true_values": replace(METHODS["bt"], label="exact values"),
     "true_scores": replace(METHODS["bt"], label="gold labels (ceiling)"),
@@ -41,10 +44,12 @@ MAIN = ("bt", "grm_sft", "icrm", "icrm_uniform", "icrm_shuffled")
 LAMBDAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 GENERATORS = ("exact", "temperature 0.5", "temperature 2", "small", "under-trained", "another language", "unigram")
 SIZES = (100, 400, 1600, 6400)
-# Learning rates next to the tuned ones of the main methods: does a comparison hang on the choice?
-NEAR_BY = (("bt", 3e-3), ("grm_sft", 2e-3), ("grm_sft", 3e-3), ("icrm", 2e-3), ("icrm_uniform", 2e-3))
+# Learning rates for all the main methods alike: does a comparison hang on the choice?
+NEAR_BY = (1e-3, 2e-3, 4e-3)
 ON_POLICY = ("bt", "icrm", "true_scores")  # whose policies are also trained by GRPO
-MAIN_SEEDS, SEEDS, FEW_SEEDS = range(10), range(5), range(3)
+# So many that two equal methods are found equal within `report.cells.MARGINS` more often than not (see
+# `report.design`).
+MAIN_SEEDS, SEEDS, FEW_SEEDS = range(16), range(8), range(5)
 TUNING_SEEDS = (100, 101)  # their training pairs and models are used for nothing else
 PLAIN = {"generator": "fitted", "data": "plain", "base": "base"}
 KNOWN = {
@@ -111,7 +116,8 @@ def members(study: str) -> list[str]:
 
 def studies() -> dict[str, list[Cell]]:
     """Return the cells of every study of the evidence, by name; a cell may belong to several."""
-    sizes = [Cell(m, s, pairs=n if n != 400 else 0) for n in SIZES for m in ("bt", "grm_sft", "icrm") for s in SEEDS]
+    sizes = [Cell(m, s, pairs=n if n != 400 else 0) for n in SIZES for m in MAIN[:4] for s in SEEDS]
+    lambdas = [(m, (("consistency_weight", value),)) for m in ("icrm", "icrm_uniform") for value in LAMBDAS]
     return {
         "main": [*(Cell(m, 0) for m in TRUTH), *(Cell(method, seed) for seed in MAIN_SEEDS for method in MAIN)],
         "objectives": [Cell(method, seed) for method in members("objectives") for seed in SEEDS],
@@ -121,10 +127,12 @@ def studies() -> dict[str, list[Cell]]:
             *(Cell(WEIGHTS, 0, generator=name) for name in ("fitted", *GENERATORS)),
             *(Cell("icrm", seed, generator=name) for name in GENERATORS for seed in SEEDS),
         ],
-        "lambda": [Cell("icrm", s, changes=(("consistency_weight", value),)) for value in LAMBDAS for s in SEEDS],
+        "lambda": [Cell(method, s, changes=changes) for method, changes in lambdas for s in SEEDS],
         "confounded": [Cell(method, seed, data="confounded") for method in MAIN[:4] for seed in SEEDS],
         "compute": [Cell("bt", seed, base="double") for seed in SEEDS],
-        "sensitivity": [Cell(m, s, changes=(("learning_rate", rate),)) for m, rate in NEAR_BY for s in SEEDS],
+        "sensitivity": [
+            Cell(m, s, changes=(("learning_rate", rate),)) for rate in NEAR_BY for m in MAIN[:4] for s in FEW_SEEDS
+        ],
         "sizes": [cell for cell in sizes if cell.pairs < max(SIZES) or cell.seed in FEW_SEEDS],
         "best_of_n": [Cell("true_scores", 0), *(Cell(m, s) for s in MAIN_SEEDS for m in (*MAIN, "implicit"))],
         "policy": [Cell(m, s) for s in SEEDS for m in ("bt", "grm_sft", "icrm", "icrm_uniform", "true_scores")],
@@ -136,28 +144,7 @@ def purpose_of(study: str) -> str:
     return study if study in ("best_of_n", "policy") else "evidence"
 
 
-# Two learning rates times two values of the knob that matters most, or four learning rates where there is none: the
-# same number of trials for every method. What is not listed takes over the choice of another method.
-RATES, MANY_RATES = (3e-3, 6e-3), (2e-3, 3e-3, 6e-3, 1e-2)
-# Where something else is trained, other rates are usual: a policy moves faster, a head alone more slowly.
-RATES_OF = {"implicit": (1e-3, 3e-3), "frozen_mlp": (3e-3, 1e-2, 3e-2, 1e-1)}
-
-
 def tuned_as(cell: Cell) -> str:
     """Return whose tuned settings a cell takes: a method's, or "bt-double" for the larger model."""
     name = EVERY_METHOD[cell.method].tuned_as or cell.method
     return f"{name}-double" if cell.base == "double" else name
-
-
-def tuning_cells() -> dict[str, list[list[Cell]]]:
-    """Return the trials of everything that is tuned, each a cell a tuning seed; they see the validation split alone."""
-    trials = {}
-    knobs = {name: method.knob for name, method in EVERY_METHOD.items() if not method.tuned_as}
-    knobs = {name: knob for name, knob in knobs.items() if name not in (*TRUTH, WEIGHTS)}  # nothing is trained
-    for name, knob in {**knobs, "bt-double": None}.items():
-        method, _, base = name.partition("-")
-        rates = RATES_OF.get(method, MANY_RATES if knob is None else RATES)
-        values = [()] if knob is None else [((knob[0], value),) for value in knob[1]]
-        options = [(("learning_rate", rate), *value) for rate in rates for value in values]
-        trials[name] = [[Cell(method, s, base=base or "base", changes=o) for s in TUNING_SEEDS] for o in options]
-    return trials

@@ -1,7 +1,7 @@
 """Cells in a row: those that are not finished are run, several at a time; a finished one is never run again.
 
 A cell's record lies in `results/<profile>/<purpose>/<cell>.json`; a killed run loses at most the cells that were being
-computed. Tuning is a grid, too: of trials, on validation pairs whose labels are as noisy as the training's.
+computed.
 """
 
 import logging
@@ -14,9 +14,8 @@ from tqdm.auto import tqdm
 from icrm_lib import records
 from icrm_lib.lab.artefacts import machine
 from icrm_lib.lab.cell import cell_config, cells_folder, code, is_finished
-from icrm_lib.lab.cells import Cell, tuned_as, tuning_cells
+from icrm_lib.lab.cells import Cell
 from icrm_lib.lab.engines import Engine, Place, WorkerLost
-from icrm_lib.lab.held_out import VALIDATION
 from icrm_lib.lab.inputs import settings_of
 from icrm_lib.lab.luggage import Luggage, pack
 from icrm_lib.lab.worker import Job
@@ -131,34 +130,3 @@ class _Grid:
                 continue
             self.held[cell] = lock
             yield self.jobs[cell]
-
-
-def tune(
-    profile: Profile,
-    cells: Iterable[Cell],
-    *,
-    folder: Path | None = None,
-    workers: int | None = None,
-    engine: str = "loky",
-    gpus: float = 0.0,
-) -> dict[str, dict[str, float]]:
-    """Run the trials of what some cells need tuned, and choose by accuracy on the noisy labels of validation pairs.
-
-    Args:
-        profile: of the grid.
-        cells: whose methods are tuned.
-        folder, workers, engine, gpus: see `run_grid`.
-
-    Returns:
-        by `tuned_as`, the chosen settings; ties go to the first trial.
-    """
-    wanted = {tuned_as(cell) for cell in cells}
-    trials = {name: options for name, options in tuning_cells().items() if name in wanted}
-    every = [cell for options in trials.values() for trial in options for cell in trial]
-    paths = run_grid(profile, every, tuned={}, folder=folder, workers=workers, engine=engine, gpus=gpus)
-
-    def accuracy(trial: list[Cell]) -> float:
-        counts = [records.read_json(paths[cell])["metrics"]["accuracy"][VALIDATION] for cell in trial]
-        return sum(sum(count["right"]) for count in counts) / sum(sum(count["count"]) for count in counts)
-
-    return {name: dict(max(options, key=accuracy)[0].changes) for name, options in trials.items()}

@@ -19,7 +19,6 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "longer": ("accuracy.longer.gold_right", "accuracy.longer.gold_count"),
     "length reversed": ("accuracy.length_reversed.gold_right", "accuracy.length_reversed.gold_count"),
     "unseen verbs": ("accuracy.unseen_verbs.gold_right", "accuracy.unseen_verbs.gold_count"),
-    "train seconds": ("seconds.train",),
 }
 # Of token rewards, read where the tokens stand. With ", closing" behind the name: read with the closing token put
 # behind each prefix, which lies one level deeper.
@@ -44,6 +43,7 @@ TOKENS: dict[str, tuple[str, ...]] = {
 CLOSING = ", closing"
 MEASURES |= TOKENS
 MEASURES |= {f"{name}{CLOSING}": tuple(f"closing.{field}" for field in fields) for name, fields in TOKENS.items()}
+MEASURES["train seconds"] = ("seconds.train",)
 # The same for cells of the other purposes: gold scores by test prompt, in points; tokens of a response; nats.
 BUDGETS = ("40%", "50%", "60%", "70%", "80%")
 POLICIES = ("reference", "dpo", "grpo_outcome", "grpo_tokens")

@@ -57,6 +57,7 @@ SECTIONS = {
     "unseen verbs": "Unseen verbs",
 }
 BOTH = {"accuracy": "Accuracy", "longer": "Longer", "token agreement": "Token agreement"}
+FORMS = ("icrm_plain_log", "icrm_l1", "icrm_l2", "martingale", "icrm_centered_on_positions", "icrm_not_centered")
 PICKERS = _labels("bt", "grm_sft", "icrm", "icrm_uniform", "implicit")
 TABLES = (
     Table(
@@ -113,7 +114,7 @@ TABLES = (
         "ablations",
         "Weights, forms and centring of the consistency term",
         "ablation tables",
-        _labels("icrm", "icrm_uniform", "icrm_shuffled", *members("weightings"), *members("forms"), "grm_as_in_icrm"),
+        _labels("icrm", "icrm_uniform", "icrm_shuffled", *members("weightings"), *FORMS, "grm_as_in_icrm"),
         BOTH,
     ),
     Table(

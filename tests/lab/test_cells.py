@@ -1,15 +1,14 @@
-"""The grid as a list: names, seeds, studies, and the trials of tuning."""
+"""The grid as a list: names, seeds, studies."""
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 from tiny import micro_grid
 
-from icrm_lib.lab.cells import COMPOSED, EVERY_METHOD, MAIN, TRUTH, WEIGHTS, Cell, studies, tuned_as, tuning_cells
+from icrm_lib.lab.cells import COMPOSED, EVERY_METHOD, MAIN, TRUTH, WEIGHTS, Cell, studies
 from icrm_lib.lab.inputs import settings_of
 from icrm_lib.methods import METHODS
-from icrm_lib.profiles import RewardModelSettings
 
 MICRO = micro_grid()
 EVERY = [cell for cells in studies().values() for cell in cells]
@@ -23,33 +22,20 @@ def test_every_cell_has_a_name_of_its_own_and_settings_that_exist():
         settings_of(MICRO, cell, {})
 
 
-def test_the_main_comparison_has_ten_paired_seeds_and_every_other_at_least_five():
+def test_the_main_comparison_has_sixteen_paired_seeds_and_every_other_at_least_five():
     for study, cells in studies().items():
         seeds = {}
         for cell in cells:
             if cell.method not in (*TRUTH, WEIGHTS):
                 seeds.setdefault(replace(cell, seed=0), set()).add(cell.seed)
-        least = {"main": 10, "sizes": 3}.get(study, 5)
+        least = {"main": 16, "best_of_n": 16}.get(study, 5)
         assert min(map(len, seeds.values())) >= least, study
         assert len({frozenset(value) for value in seeds.values()}) == (2 if study == "sizes" else 1), study
     assert {cell.method for cell in studies()["main"]} == {*MAIN, *TRUTH}
 
 
-def test_every_method_is_in_the_grid_and_tuned_with_the_same_number_of_trials():
+def test_every_method_is_in_the_grid():
     assert set(METHODS) | set(COMPOSED) == {cell.method for cell in EVERY}
-    assert {len(trials) for trials in tuning_cells().values()} == {4}
-    trials = tuning_cells()
-    assert all(tuned_as(cell) in trials for cell in EVERY if cell.method not in (*TRUTH, WEIGHTS))
-    own = {name for name, method in EVERY_METHOD.items() if not method.tuned_as} - {*TRUTH, WEIGHTS}
-    assert set(trials) == own | {"bt-double"}
-    assert {method.tuned_as for method in EVERY_METHOD.values()} - {""} <= own
-    known = {item.name for item in fields(RewardModelSettings)}
-    assert {name for trials in tuning_cells().values() for t in trials for c in t for name, _ in c.changes} <= known
-
-
-def test_tuning_seeds_are_no_seeds_of_the_evidence():
-    tuning = {cell.seed for trials in tuning_cells().values() for trial in trials for cell in trial}
-    assert tuning.isdisjoint({cell.seed for cell in EVERY})
 
 
 def test_tuned_values_reach_the_method_its_variants_and_nobody_else():

@@ -1,4 +1,4 @@
-"""The grid goes on where it was: nothing finished is run again, nothing that failed stops the rest; and tuning."""
+"""The grid goes on where it was: nothing finished is run again, nothing that failed stops the rest."""
 
 import json
 import os
@@ -15,25 +15,12 @@ from tiny import micro_grid
 import icrm_lib
 from icrm_lib import records
 from icrm_lib.lab import cell as cell_module
-from icrm_lib.lab.cell import cell_config, cells_folder, is_finished
+from icrm_lib.lab.cell import cells_folder, is_finished
 from icrm_lib.lab.cells import Cell
-from icrm_lib.lab.grid import run_grid, tune
-from icrm_lib.lab.held_out import VALIDATION
+from icrm_lib.lab.grid import run_grid
 
 MICRO = micro_grid()
 pytestmark = pytest.mark.usefixtures("own_root")
-
-
-def test_tuning_takes_the_trial_with_the_best_validation_accuracy_and_tunes_only_what_is_asked(monkeypatch, tmp_path):
-    def fake(profile, cell, settings, purpose):
-        right = {0.003: 20, 0.006: 24}.get(settings.learning_rate, 0) - (settings.consistency_weight == 0.6)
-        metrics = {"accuracy": {VALIDATION: {"right": [right], "count": [30]}}}
-        return {"config": cell_config(profile, cell, settings), "metrics": metrics}
-
-    monkeypatch.setattr(cell_module, "compute_cell", fake)
-    tuned = tune(MICRO, [Cell("icrm_entropy", 0)], folder=tmp_path, workers=0)
-    assert tuned == {"icrm": {"learning_rate": 0.006, "consistency_weight": 0.3}}
-    assert len(list(tmp_path.glob("*.json"))) == 8
 
 
 def test_a_finished_cell_is_not_run_again_and_a_changed_or_damaged_one_is(monkeypatch):
