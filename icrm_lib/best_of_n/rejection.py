@@ -19,6 +19,7 @@ from icrm_lib.language_model.sampling import (
     until_closing,
 )
 from icrm_lib.reward_model import RewardModel
+from icrm_lib.reward_model.closing import Readout
 from icrm_lib.tokenization import Conversation, closing_token_ids
 
 
@@ -151,6 +152,8 @@ def sample_with_early_rejection(
     prompt: Conversation,
     settings: SamplingSettings,
     schedule: Schedule,
+    *,
+    readout: Readout = "place",
 ) -> tuple[Response, Rejection]:
     """Draw `settings.n` responses side by side, and go on only with those whose reward so far is high.
 
@@ -164,6 +167,8 @@ def sample_with_early_rejection(
         prompt: conversation that ends with a user turn.
         settings: how to draw; its seed and the prompt decide the candidates.
         schedule: in tokens of the policy.
+        readout: how unfinished responses are read; "closing" for a reward model trained on whole responses alone, see
+            `RewardModel.token_scores`.
 
     Returns:
         of the candidates that went to their end or to `max_new_tokens` the one with the highest reward, and what was
@@ -184,7 +189,7 @@ def sample_with_early_rejection(
             cache = _continue(policy, tokenizer, start, sequences, running, tokens, settings, cache)
             ended[running] = [sequences[i][-1] in stops for i in running]
         texts = [tokenizer.decode(sequences[i], skip_special_tokens=True) for i in alive]
-        rewards = reward_model.score_prefixes(prompt, texts, ended[alive].tolist())
+        rewards = reward_model.score_prefixes(prompt, texts, ended[alive].tolist(), readout=readout)
         if not np.isfinite(rewards).all():
             raise ValueError(f"the reward model gave {rewards[~np.isfinite(rewards)][0]}; try it in float32")
         kept = best_so_far(alive, rewards, keep)

@@ -66,8 +66,8 @@ def design_table(
 
     Returns:
         by measure: `sd` of a paired difference (from the half width of its interval, so that test prompts count, too),
-        `half_width` of the planned interval, `margin` of `planned_margin`, `power` of `power_of_same`, and `seeds_for_80`, the least
-        number of seeds with a power of 80 %.
+        `half_width` of the planned interval, `margin` of `planned_margin`, `power` of `power_of_same`, and
+        `seeds_for_80`, the least number of seeds with a power of 80 %.
     """
     rows = {}
     for measure in measures:

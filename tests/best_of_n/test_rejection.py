@@ -98,7 +98,8 @@ def test_without_cuts_the_live_run_is_the_best_of_the_plain_samples(policy, judg
     assert used.tokens == samples["tokens"].sum()
 
 
-def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenizer, prompt, tmp_path):
+@pytest.mark.parametrize("readout", ["place", "closing"])
+def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenizer, prompt, tmp_path, readout):
     # The live run reads text. A random policy also writes special tokens, which are no text: look for draws without.
     for seed in range(50):
         settings = replace(SETTINGS, n=6, max_new_tokens=12, seed=seed)
@@ -107,11 +108,12 @@ def test_the_first_cut_stops_those_that_the_replay_stops(policy, judge, tokenize
         rows = [tokenize_conversation(tokenizer, talk) for talk in talks]
         if all(len(r.input_ids) - r.prompt_length == 13 for r in rows) and not samples["finished"].any():
             break
-    rewards = judge.token_scores([r.input_ids for r in rows], [r.prompt_length for r in rows])
+    rewards = judge.token_scores([r.input_ids for r in rows], [r.prompt_length for r in rows], readout=readout)
     rewards = [values[:12] for values in rewards]
     # One survivor needs no further draw of its own noise: it is the same candidate, cut or not, up to the cut.
     replayed = early_rejection(rewards, Schedule(((8, 1),)))
-    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, Schedule(((8, 1),)))
+    schedule = Schedule(((8, 1),))
+    _, live = sample_with_early_rejection(policy, tokenizer, judge, prompt, settings, schedule, readout=readout)
     assert live.pick == replayed.pick == int(np.argmax([values[7] for values in rewards]))
     assert replayed.tokens == 5 * 8 + 12 and 6 * 8 <= live.tokens <= 5 * 8 + 12
 
