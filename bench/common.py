@@ -100,6 +100,16 @@ def pairs_of(prompts: np.ndarray, responses: np.ndarray, vocabulary: int, rng: n
     return Dataset(pa.table(table))
 
 
+def with_one_prompt(pairs: Dataset) -> Dataset:
+    """Give the rejected side of each pair the prompt of the chosen one."""
+
+    def shared(row: dict[str, Any]) -> dict[str, Any]:
+        size = row["prompt_length"]
+        return {"rejected_ids": row["chosen_ids"][:size] + row["rejected_ids"][size:]}
+
+    return pairs.map(shared)
+
+
 def unscored(pairs: Dataset) -> Dataset:
     """Return pairs without the log-probabilities: what the generator is asked about."""
     return pairs.select_columns(["chosen_ids", "rejected_ids", "prompt_length"])

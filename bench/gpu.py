@@ -3,10 +3,13 @@
     python bench/gpu.py [--shape gemma-2b llama3-8b] [--pairs 16 --length 1024 --steps 8]
 
 The shapes are those of the models of that name, the weights random, so nothing is downloaded; LoRA of rank 32 on all
-linear layers, weights and arithmetic in bfloat16, no gradient checkpointing. Batches are padded: rows have between
-three quarters of `--length` and all of it. `--pairs` is halved until every kind of training fits; each kind has a
-process of its own. Utilisation is the floating point operations of a real step, counted operator by operator
-(`torch.utils.flop_counter`; those on padding count), over the step's time and the device's peak for dense bfloat16.
+linear layers, weights and arithmetic in bfloat16, no gradient checkpointing. Rows have between three quarters of
+`--length` and all of it, half of `--length` the prompt that both sides of a pair have. Batches are padded, or, "shared",
+without padding and with each prompt computed once, through FlexAttention on a GPU. `--pairs` is halved until every kind
+of training fits; each kind has a process of its own. Utilisation is the floating point operations of a real step,
+counted operator by operator (`torch.utils.flop_counter`; those on padding count, FlexAttention's do not), over the
+step's time and the device's peak for dense bfloat16; tokens a second are those of the padded batch without its padding,
+so a shared prompt counts twice.
 `--shape tiny` runs anywhere. Prints one JSON record and writes it to `results/gpu/<device>.json`.
 """
 
@@ -17,7 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.modules.linear_cross_entropy  # noqa: F401 (registers the operator below)
-from common import finish, hold, in_own_process, make_trainer, peak, random_pairs, step_seconds, trainer_step
+from common import (
+    finish,
+    hold,
+    in_own_process,
+    make_trainer,
+    pairs_of,
+    peak,
+    step_seconds,
+    trainer_step,
+    with_one_prompt,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
@@ -25,7 +38,15 @@ from icrm_lib import runtime
 from icrm_lib.plan.machine import measured_rates, model_config
 
 SHAPES = {"gemma-2b": "google/gemma-2b-it", "llama3-8b": "meta-llama/Meta-Llama-3-8B-Instruct"}
-KINDS = ("bt", "icrm", "icrm + sft")
+PADDED = {"padding_free": False, "prefix_sharing": False}
+SHARED = {"padding_free": True, "prefix_sharing": True}
+KINDS = {  # name -> what is trained, and how its batches are laid out
+    "bt": ("bt", {}),
+    "icrm": ("icrm", PADDED),
+    "icrm + sft": ("icrm + sft", PADDED),
+    "icrm, shared": ("icrm", SHARED),
+    "icrm + sft, shared": ("icrm + sft", SHARED),
+}
 # Dense bfloat16 TFLOP/s (NVIDIA's data sheets; where they give the figure with sparsity only, half of it). The first
 # whose name is part of the device's counts; for others it is measured.
 PEAK_TFLOPS = {"H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
@@ -45,13 +66,13 @@ def shape_config(shape: str) -> PreTrainedConfig:
     return LlamaConfig(vocab_size=1000, tie_word_embeddings=True, **sizes)
 
 
-def random_model(config: PreTrainedConfig) -> tuple[PreTrainedModel, torch.Tensor | None]:
+def random_model(config: PreTrainedConfig, attention: str) -> tuple[PreTrainedModel, torch.Tensor | None]:
     """Return a reward model with random weights, and a random LM head where the embeddings are not tied."""
     torch.manual_seed(0)
     config.num_labels, config.pad_token_id = 1, 0
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     with torch.device(runtime.device()):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=dtype, attn_implementation=attention)
         if config.tie_word_embeddings:
             return model, None
         return model, torch.randn(config.vocab_size, config.hidden_size, dtype=dtype) * config.initializer_range
@@ -61,10 +82,14 @@ def measure(shape: str, kind: str, pairs: int, args: argparse.Namespace) -> dict
     """Return one kind's cost; None where it does not fit."""
     warm = 2
     config = shape_config(shape)
-    data = random_pairs(pairs * (warm + args.steps + 1), args.length, config.vocab_size, shortest=3 * args.length // 4)
+    count, prompt, rng = pairs * (warm + args.steps + 1), args.length // 2, np.random.default_rng(0)
+    lengths = rng.integers(max(prompt + 2, 3 * args.length // 4), args.length + 1, (count, 2))
+    data = with_one_prompt(pairs_of(np.full(count, prompt), lengths - prompt, config.vocab_size, rng))
+    trained, layout = KINDS[kind]
+    flexible = layout == SHARED and torch.cuda.is_available()
     try:
-        model, lm_head = random_model(config)
-        step = trainer_step(make_trainer(kind, model, data, pairs, lm_head=lm_head))
+        model, lm_head = random_model(config, "flex_attention" if flexible else "sdpa")
+        step = trainer_step(make_trainer(trained, model, data, pairs, lm_head=lm_head, **layout))
         held = hold()
         seconds = step_seconds(step, warm, args.steps)
         most = held + peak(held)
@@ -96,7 +121,7 @@ def fitting(shape: str, args: argparse.Namespace) -> dict:
     pairs = args.pairs
     while pairs:
         costs = {}
-        for kind in reversed(KINDS):  # the one that needs most memory first
+        for kind in reversed(list(KINDS)):  # the one that needs most memory first
             costs[kind] = in_own_process(measure, shape, kind, pairs, args)
             if costs[kind] is None:
                 break

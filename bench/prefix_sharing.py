@@ -34,13 +34,7 @@ def uneven_pairs(count: int, vocabulary: int) -> Dataset:
     rng = np.random.default_rng(0)
     prompts = np.clip(rng.lognormal(np.log(110), 0.6, count), 4, LONGEST // 2).astype(int)
     responses = np.clip(rng.lognormal(np.log(110), 0.6, (count, 2)), 4, LONGEST - prompts[:, None]).astype(int)
-    data = common.pairs_of(prompts, responses, vocabulary, rng)
-
-    def with_one_prompt(row: dict) -> dict:
-        size = row["prompt_length"]
-        return {"rejected_ids": row["chosen_ids"][:size] + row["rejected_ids"][size:]}
-
-    return data.map(with_one_prompt)
+    return common.with_one_prompt(common.pairs_of(prompts, responses, vocabulary, rng))
 
 
 def make(name: str, base: str, data: Dataset, pairs: int):
