@@ -4,7 +4,7 @@
 
 The shapes are those of the models of that name, the weights random, so nothing is downloaded; LoRA of rank 32 on all
 linear layers, weights and arithmetic in bfloat16, no gradient checkpointing. Rows have between three quarters of
-`--length` and all of it, half of `--length` the prompt that both sides of a pair have. Batches are padded, or, "shared",
+`--length` and all of it, half of `--length` the prompt that both sides of a pair have. Batches are padded or, "shared",
 without padding and with each prompt computed once, through FlexAttention on a GPU. `--pairs` is halved until every kind
 of training fits; each kind has a process of its own. Utilisation is the floating point operations of a real step,
 counted operator by operator (`torch.utils.flop_counter`; those on padding count, FlexAttention's do not), over the
