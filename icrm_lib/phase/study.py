@@ -43,9 +43,9 @@ class Sizes:
         seed: of all draws.
     """
 
-    few: Regime = Regime(pairs=400, seeds=8, steps=200, batch_size=200)
-    many: Regime = Regime(pairs=2000, seeds=3, steps=300, batch_size=500)
-    held_out: int = 600
+    few: Regime = Regime(pairs=400, seeds=6, steps=150, batch_size=200)
+    many: Regime = Regime(pairs=1600, seeds=3, steps=200, batch_size=400)
+    held_out: int = 400
     consistency_weight: float = 0.6
     seed: int = 0
 
