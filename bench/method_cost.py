@@ -24,7 +24,7 @@ from datasets import Dataset
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from icrm_lib.generator import fit_generator, model_scorer
+from icrm_lib.generator import MOST_SIBLINGS, fit_generator, model_scorer
 from icrm_lib.methods import METHODS, method_settings
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
 from icrm_lib.testbed import Language
@@ -38,6 +38,8 @@ def every_column(args: argparse.Namespace) -> Dataset:
     answers = (count, args.length - args.length // 4)
     for side in ("chosen", "rejected"):
         more = {f"{side}_{name}": np.log(rng.random(answers)) for name in ("negentropies", "logmargins")}
+        more |= {f"{side}_sibling_ids": rng.integers(5, args.vocabulary, (*answers, MOST_SIBLINGS))}
+        more |= {f"{side}_sibling_logprobs": np.log(rng.random((*answers, MOST_SIBLINGS)) / MOST_SIBLINGS)}
         more |= {f"{side}_step_values": rng.random(answers)}
         more |= {f"{side}_label": np.ones(count), f"{side}_reference": np.full(count, -100.0)}
         for name, values in more.items():

@@ -98,6 +98,7 @@ METHODS: dict[str, Method] = {
     "martingale": Method("Martingale", {"form": "martingale", "weighting": "uniform"}, "forms", _LAMBDA),
     "td_lambda": Method("TD(lambda)", {"form": "td_lambda", "weighting": "uniform"}, "forms", _LAMBDA),
     "dense_bt": Method("Bradley-Terry at every token", {"form": "dense", "weighting": "uniform"}, "forms", _LAMBDA),
+    "expected": Method("Expected consistency", {"form": "expected", "weighting": "uniform"}, "forms", _LAMBDA),
     "icrm_centered_on_positions": Method(
         "ICRM, centred on all positions",
         {"centering": "positions", "padding_free": False, "prefix_sharing": False},

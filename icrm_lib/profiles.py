@@ -146,8 +146,9 @@ class RewardModelSettings:
     text_form: Literal["mean_nll", "grm_sft", "grm_dpo_noref", "grm_dpo"] = "mean_nll"
     text_beta: Rate = 0.1
     weighting: Weighting = "probability"
-    form: Literal["mutual_bce", "plain_log", "l1", "l2", "martingale", "td_lambda", "dense"] = "mutual_bce"
+    form: Literal["mutual_bce", "plain_log", "l1", "l2", "martingale", "td_lambda", "dense", "expected"] = "mutual_bce"
     td_lambda: Share = 0.9  # of the form "td_lambda"; 0 is the martingale, 1 the dense form
+    siblings: Annotated[int, Strict(), Field(ge=1, le=8)] = 4  # next tokens of the form "expected"
     centering: Literal["response", "positions", "none"] = "response"
     center_rewards: Weight = 0.0  # TRL's `center_rewards_coefficient`; 0 = off
     margin: Flag = False  # subtract the rating difference in the Bradley-Terry term, where the data have ratings
@@ -168,7 +169,8 @@ class RewardModelSettings:
     @property
     def keeps_states(self) -> bool:
         """Whether the lower layers run once, and training goes on from what they gave."""
-        return self.frozen_layers > 0 and self.frozen_states != "none"
+        # The next tokens of the form "expected" stand in no row, so the layers are run for them all the same.
+        return self.frozen_layers > 0 and self.frozen_states != "none" and self.form != "expected"
 
 
 @_schema

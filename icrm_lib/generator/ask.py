@@ -1,8 +1,9 @@
 """Ask a generator for the log-probability of every token, or another statistic of the distribution before it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +28,35 @@ STATISTICS = (
 )
 
 
-# Token ids and the index of the first token asked for -> log-probabilities of the tokens from there on.
-Scorer = Callable[[Sequence[tuple[list[int], int]]], list[np.ndarray]]
+# What else may be asked: which tokens are most probable in each place, so many that smaller numbers need not ask again.
+SIBLINGS, MOST_SIBLINGS = "siblings", 8
+
+
+class Siblings(NamedTuple):
+    """The most probable tokens in the place of each of T tokens, most probable first.
+
+    Attributes:
+        ids: int32. Shape: (T, K).
+        logprobs: their log-probabilities given what stands before the place, float32. Shape: (T, K).
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+    @classmethod
+    def of(cls, logprobs: np.ndarray) -> "Siblings":
+        """Take the `MOST_SIBLINGS` most probable ones of whole distributions, those of lower id first among equals.
+
+        Args:
+            logprobs: of every token, -inf where impossible. Shape: (T, V).
+        """
+        ids = np.argsort(-logprobs, axis=1, kind="stable")[:, :MOST_SIBLINGS].astype(np.int32)
+        values = np.take_along_axis(logprobs, ids, 1).astype(np.float32)
+        return cls(ids, np.maximum(values, np.finfo(np.float32).min))  # kept finite for the cache
+
+
+# Token ids and the index of the first token asked for -> the answers for the tokens from there on.
+Scorer = Callable[[Sequence[tuple[list[int], int]]], list[np.ndarray] | list[Siblings]]
 
 
 @torch.no_grad()
@@ -58,10 +86,49 @@ def token_logprobs(
         SequenceTooLong: a row is longer than the model's positions.
         ValueError: `temperature` or `top_p` out of range, or an unknown statistic.
     """
-    if not temperature > 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature must be > 0 and top_p in (0, 1], got {temperature} and {top_p}")
     if statistic not in STATISTICS:
         raise ValueError(f"unknown statistic {statistic!r}; choose one of {', '.join(STATISTICS)}")
+    read = functools.partial(_statistic, statistic=statistic)
+    return _ask(model, batch, read, temperature=temperature, top_p=top_p)
+
+
+@torch.no_grad()
+def next_tokens(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], *, temperature: float = 1.0, top_p: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ask for the `MOST_SIBLINGS` most probable tokens in the place of every token; all of a smaller vocabulary.
+
+    Args:
+        model, batch, temperature, top_p: see `token_logprobs`.
+
+    Returns:
+        (ids, logprobs): int64 and float32, most probable first. Shape of each: (N, T, K). Both 0 at t = 0 and at
+        padding.
+
+    Raises:
+        SequenceTooLong, ValueError: see `token_logprobs`.
+    """
+
+    def read(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        best = logits.float().log_softmax(1).topk(min(MOST_SIBLINGS, logits.shape[1]))
+        # Ids beside log-probabilities, in float64, which holds both without loss.
+        return torch.stack([best.indices.double(), best.values.clamp(min=torch.finfo(torch.float32).min).double()], 1)
+
+    both = _ask(model, batch, read, temperature=temperature, top_p=top_p)
+    return both[:, :, 0].long(), both[:, :, 1].float()
+
+
+def _ask(
+    model: PreTrainedModel,
+    batch: dict[str, torch.Tensor],
+    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    temperature: float,
+    top_p: float,
+) -> torch.Tensor:
+    """Read something of the logits before every token, in chunks: `read((M, V), (M,)) -> (M, ...)`; 0 elsewhere."""
+    if not temperature > 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be > 0 and top_p in (0, 1], got {temperature} and {top_p}")
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     causal_lm = without_adapter(model)
     hidden = _steady_states(model, causal_lm, ids, attended)
@@ -75,9 +142,12 @@ def token_logprobs(
                 logits = logits / temperature
             if top_p < 1:
                 logits = TopPLogitsWarper(top_p)(None, logits)
-            values.append(_statistic(logits, of, statistic))
-    result = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-    result[:, 1:][predicted] = torch.cat(values)
+            values.append(read(logits, of))
+    found = torch.cat(values)
+    result = torch.zeros(
+        (*ids.shape, *found.shape[1:]), dtype=torch.promote_types(found.dtype, torch.float32), device=ids.device
+    )
+    result[:, 1:][predicted] = found.to(result.dtype)
     return result
 
 
@@ -116,18 +186,26 @@ def model_scorer(model: PreTrainedModel, pad_token_id: int, *, tokens_per_batch:
         model: the frozen generator.
         pad_token_id: padding id.
         tokens_per_batch: padded tokens in one forward pass.
-        options: temperature, top_p, statistic; see `token_logprobs`.
+        options: temperature, top_p, statistic; see `token_logprobs`. The statistic may be `SIBLINGS`, too; the answers
+            then are `Siblings`.
     """
+    siblings = options.get("statistic") == SIBLINGS
+    if siblings:
+        del options["statistic"]
 
     def score(rows: Sequence[tuple[list[int], int]]) -> list[np.ndarray]:
-        results: list[np.ndarray] = [np.empty(0)] * len(rows)
+        results: list = [None] * len(rows)
         lengths = [len(ids) for ids, _ in rows]
         refuse_too_long(model.config, lengths)
         for members in batches_of(range(len(rows)), lengths, tokens=tokens_per_batch):
             batch = padded([rows[i][0] for i in members], pad_token_id, device=model.device)
-            values = token_logprobs(model, batch, **options).cpu().numpy()
+            if siblings:
+                found = [value.cpu().numpy() for value in next_tokens(model, batch, **options)]
+            else:
+                found = [token_logprobs(model, batch, **options).cpu().numpy()]
             for position, i in enumerate(members):
-                results[i] = values[position, rows[i][1] : len(rows[i][0])]
+                parts = [values[position, rows[i][1] : len(rows[i][0])] for values in found]
+                results[i] = Siblings(parts[0].astype(np.int32), parts[1]) if siblings else parts[0]
         return results
 
     return score

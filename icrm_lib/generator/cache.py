@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
 from icrm_lib import records, runtime
-from icrm_lib.generator.ask import Scorer
+from icrm_lib.generator.ask import SIBLINGS, Scorer
 from icrm_lib.language_model.checkpoints import PAIRS, data_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,14 @@ CACHE_TYPES = ("float32", "float16")
 WINDOW = 1024  # pairs sorted by length and scored together; bounds the memory of a pass over any number of pairs
 
 
-def columns(statistic: str = "logprobs") -> tuple[str, str]:
-    """Return the names of the two columns that hold a statistic: one list a response, one entry a token."""
-    return f"chosen_{statistic}", f"rejected_{statistic}"
+def columns(statistic: str = "logprobs") -> tuple[str, ...]:
+    """Return the names of the columns that hold a statistic, chosen before rejected: one list a response.
+
+    A list has one entry a token; for `SIBLINGS` there are two pairs of columns, of ids and of log-probabilities, and an
+    entry is a list itself.
+    """
+    parts = ("sibling_ids", "sibling_logprobs") if statistic == SIBLINGS else (statistic,)
+    return tuple(f"{side}_{part}" for part in parts for side in ("chosen", "rejected"))
 
 
 def cached_logprobs(
@@ -47,12 +52,12 @@ def cached_logprobs(
         make_scorer: called only when the values must be computed (so the generator is not even loaded otherwise).
         folder: where caches lie; each in a folder of its own, named by what it depends on.
         key: what the values depend on beside the data: generator, tokenizer, settings (JSON-able).
-        statistic: which of `STATISTICS` the scorer computes.
+        statistic: which of `STATISTICS`, or `SIBLINGS`, the scorer computes.
         cache_type: "float32", or "float16": 2 bytes a token, at a relative error of the logarithm below 0.0005.
 
     Returns:
         the dataset with the columns `columns(statistic)`, e.g. `chosen_logprobs` and `rejected_logprobs`: lists of
-        `cache_type`, one entry a response token (the closing token included).
+        `cache_type` (ids int32), one entry a response token (the closing token included).
     """
     if cache_type not in CACHE_TYPES:
         raise ValueError(f"unknown cache_type {cache_type!r}; choose one of {', '.join(CACHE_TYPES)}")
@@ -61,12 +66,19 @@ def cached_logprobs(
     if not records.is_sealed(folder, key, verify=True):
         with records.locked(folder):
             if not records.is_sealed(folder, key, verify=True):  # nobody has made it while this run waited
-                column = pa.list_(pa.from_numpy_dtype(cache_type))
-                _make_cache(dataset, make_scorer, folder, key, pa.schema(dict.fromkeys(columns(statistic), column)))
+                _make_cache(dataset, make_scorer, folder, key, _schema(statistic, cache_type))
     shutil.rmtree(_parts(folder), ignore_errors=True)
     values = Dataset.from_file(str(folder / CACHE_FILE))
     kept = dataset.remove_columns([name for name in columns(statistic) if name in dataset.column_names])
     return concatenate_datasets([kept, values], axis=1)
+
+
+def _schema(statistic: str, cache_type: str) -> pa.Schema:
+    value = pa.list_(pa.from_numpy_dtype(cache_type))
+    if statistic != SIBLINGS:
+        return pa.schema(dict.fromkeys(columns(statistic), value))
+    types = [pa.list_(pa.list_(pa.int32()))] * 2 + [pa.list_(value)] * 2
+    return pa.schema(list(zip(columns(statistic), types, strict=True)))
 
 
 def _make_cache(dataset, make_scorer, folder: Path, key: dict, schema: pa.Schema) -> None:
@@ -90,14 +102,21 @@ def _windows(dataset, make_scorer, parts: Path, key: dict, schema: pa.Schema) ->
         rows = dataset.select_columns(list(PAIRS))[number * WINDOW : (number + 1) * WINDOW]
         asked = list(zip(rows["chosen_ids"] + rows["rejected_ids"], rows["prompt_length"] * 2, strict=True))
         values = scorer(asked)
-        _check_values(values, asked)
+        parts = list(zip(*values, strict=True)) if key["statistic"] == SIBLINGS else [values]
+        for part in parts:
+            _check_values(part, asked)
+        *ids, values = parts
         if key["type"] == "float16":
             least = np.finfo(np.float16).min  # a weight of 0 stays finite
             values = [np.maximum(value, least).astype(np.float16) for value in values]
         pairs = len(rows["prompt_length"])
-        sides = [pa.array(side, type=schema.field(0).type) for side in (values[:pairs], values[pairs:])]
+        sides = [side for part in (*ids, values) for side in (part[:pairs], part[pairs:])]
+        arrays = [
+            pa.array([value if value.ndim == 1 else list(value) for value in side], type=field.type)
+            for side, field in zip(sides, schema, strict=True)
+        ]
         with records.sealed_folder(window, place) as temporary, _writer(temporary / WINDOW_FILE, schema) as writer:
-            writer.write_batch(pa.record_batch(sides, schema=schema))
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
     return windows
 
 

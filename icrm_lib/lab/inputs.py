@@ -113,6 +113,8 @@ def with_weights(profile: Profile, cell: Cell, rows: Dataset, statistic: str = "
     """Add a statistic of the cell's generator for every response token."""
     if cell.generator != "unigram":
         return generator_workspace(profile, cell).add_logprobs(rows, statistic)
+    if statistic != "logprobs":
+        raise ValueError(f"generator 'unigram' knows logprobs only, not {statistic}; choose another one")
     starts, sides = rows["prompt_length"][:], [rows["chosen_ids"][:], rows["rejected_ids"][:]]
     responses = [[np.array(ids[start:]) for ids, start in zip(side, starts, strict=True)] for side in sides]
     counts = np.bincount(np.concatenate([ids for side in responses for ids in side]))

@@ -7,7 +7,16 @@ import torch
 from datasets import Dataset
 
 from icrm_lib import runtime
-from icrm_lib.generator import Scorer, both_sides, fit_generator, model_scorer, states_reader, vllm_scorer
+from icrm_lib.generator import (
+    SIBLINGS,
+    Scorer,
+    Siblings,
+    both_sides,
+    fit_generator,
+    model_scorer,
+    states_reader,
+    vllm_scorer,
+)
 from icrm_lib.generator.states import Reader
 from icrm_lib.lab.data import Data
 from icrm_lib.language_model.causal import load_causal_lm
@@ -85,7 +94,14 @@ def lower_layers_reader(data: Data, path: str, layers: int) -> Reader:
     return states_reader(model, layers, data.tokenizer.pad_token_id, **options)
 
 
-def language_scorer(data: Data) -> Scorer:
-    """Return what asks the testbed's language itself."""
-    exact = data.language.token_probs
+def language_scorer(data: Data, statistic: str) -> Scorer:
+    """Return what asks the testbed's language itself: log-probabilities of tokens, or the most probable ones."""
+    exact, following = data.language.token_probs, data.language.next_token_probs
+
+    def siblings(ids: list[int], start: int) -> Siblings:
+        with np.errstate(divide="ignore"):
+            return Siblings.of(np.log([following(ids[:place]) for place in range(start, len(ids))]))
+
+    if statistic == SIBLINGS:
+        return lambda rows: [siblings(*row) for row in rows]
     return lambda rows: [np.log(exact(ids)[start:]).astype(np.float32) for ids, start in rows]

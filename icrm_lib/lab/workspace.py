@@ -11,7 +11,7 @@ import pandas as pd
 from datasets import Dataset
 
 from icrm_lib import records, runtime
-from icrm_lib.generator import LowerStates, cached_logprobs, cached_states
+from icrm_lib.generator import SIBLINGS, LowerStates, cached_logprobs, cached_states
 from icrm_lib.lab.artefacts import Artefacts, is_file, made_with, model_path
 from icrm_lib.lab.data import Data
 from icrm_lib.lab.models import (
@@ -134,14 +134,17 @@ class Workspace(Data):
 
         Args:
             pairs: `preferences.tokenize_pairs` output, of this workspace or another with the same tokenizer.
-            statistic: one of `generator.STATISTICS`; for the exact generator "logprobs" only.
+            statistic: one of `generator.STATISTICS`, or `generator.SIBLINGS`; for the exact generator "logprobs" or
+                `SIBLINGS` only.
         """
         settings = self.profile.generator
         if settings.kind == "exact":
-            if statistic != "logprobs":
-                raise ValueError(f"generator kind 'exact' knows logprobs only, not {statistic}; use 'fitted' or 'base'")
+            if statistic not in ("logprobs", SIBLINGS):
+                raise ValueError(
+                    f"generator kind 'exact' knows logprobs and {SIBLINGS} only, not {statistic}; take fitted or base"
+                )
             key = {"generator": self.language.config(), "temperature": 1.0, "top_p": 1.0}
-            scorer = partial(language_scorer, self)
+            scorer = partial(language_scorer, self, statistic)
         else:
             key = {"generator": model_fingerprint(self.generator), "temperature": settings.temperature}
             key |= {"top_p": settings.top_p, "engine": settings.engine}

@@ -6,7 +6,7 @@ from icrm_lib.objectives.consistency import (
     consistency_terms,
     pointwise_consistency_terms,
 )
-from icrm_lib.objectives.forms import FORMS
+from icrm_lib.objectives.forms import FORMS, Siblings
 from icrm_lib.objectives.responses import (
     GRM_FORMS,
     bradley_terry_loss,
@@ -21,6 +21,7 @@ __all__ = [
     "FORMS",
     "GRM_FORMS",
     "WEIGHTINGS",
+    "Siblings",
     "bradley_terry_loss",
     "consistency_terms",
     "grm_text_loss",

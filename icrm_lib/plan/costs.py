@@ -28,6 +28,7 @@ from icrm_lib.generator import model_scorer, states_reader
 from icrm_lib.generator.states import WINDOW as STATES_WINDOW
 from icrm_lib.language_model.causal import ROWS_PER_CHUNK
 from icrm_lib.profiles import GeneratorSettings, RewardModelSettings
+from icrm_lib.training.config import reads_generator
 
 TOKENS_PER_BATCH, STATES_TOKENS = (
     inspect.signature(asked).parameters["tokens_per_batch"].default for asked in (model_scorer, states_reader)
@@ -166,9 +167,16 @@ def reward_model_cost(
     flops = upper.training(length, adapter, checkpointing=settings.gradient_checkpointing)
     flops += 0 if settings.keeps_states else lower.forward(length)
     flops += 6 * score * length + text_rows * 2 * products * model.head * (length - 1)
+    passed = 0
+    if reads_generator(settings) and settings.form == "expected":
+        # The rows once more, next tokens below every token of theirs; at most, as a prompt's bear none.
+        branches = 1 + settings.siblings
+        flops += model.forward(branches * length)
+        seen = rows * (branches * max_length) ** 2  # one byte each: who sees whom
+        passed = _passing(model, rows * branches * max_length, bf16) + seen
     # PEFT keeps the head that it was given next to the one that it trains.
     held = _held(frozen + score, adapter + score, settings, bf16)
-    peak = held + _alive(upper, rows * max_length, settings, bf16, logits=text_rows > 0)
+    peak = held + max(_alive(upper, rows * max_length, settings, bf16, logits=text_rows > 0), passed)
     return Cost(model.weights + 2 * score + adapter, adapter + score, flops, peak, rows, max_length)
 
 

@@ -9,9 +9,10 @@ import torch
 import xxhash
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from icrm_lib.generator import LowerStates, columns
+from icrm_lib.generator import SIBLINGS, LowerStates, columns
 from icrm_lib.preferences import LABEL_KEYS
 from icrm_lib.training.packing import packing
+from icrm_lib.training.tree import with_siblings
 
 REFERENCE_COLUMNS = ("chosen_reference", "rejected_reference")
 STEP_COLUMNS = ("chosen_step_values", "rejected_step_values")
@@ -43,6 +44,8 @@ class DataCollatorForConsistency(DataCollatorWithLines):
         steps: adds `step_values`, from `STEP_COLUMNS`, nan outside the response.
         reference: adds `reference` (2B,), from `REFERENCE_COLUMNS`.
         padding_free: adds `tokens` and `places` of a `packing.Packing`.
+        siblings: K; adds `sibling_probs` (2B, T, K), entry t for the place of token t + 1, from the columns of
+            `generator.SIBLINGS`, and the fields of a `tree.Tree` with their ids.
         prefix_sharing: the prompt of a pair counts once in them; adds `segments`.
         one_row: see `packing.packing`.
     """
@@ -52,6 +55,7 @@ class DataCollatorForConsistency(DataCollatorWithLines):
     labels: bool = False
     steps: bool = False
     reference: bool = False
+    siblings: int = 0
     padding_free: bool = False
     prefix_sharing: bool = False
     one_row: bool = False
@@ -75,12 +79,25 @@ class DataCollatorForConsistency(DataCollatorWithLines):
             output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
         if self.reference:
             output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
+        lengths, width = attended.sum(1).tolist(), attended.shape[1]
         if self.padding_free:
-            lengths, width = attended.sum(1).tolist(), attended.shape[1]
             shared = _common_prompts(output["input_ids"], prompts) if self.prefix_sharing else None
             packed = packing(lengths, width, shared=shared, one_row=self.one_row)._asdict()
             output |= {name: packed[name] for name in packed if name != "segments" or self.prefix_sharing}
+        if self.siblings:
+            ids, logprobs = self._siblings(examples, mask)
+            packed = packing(lengths, width, shared=_common_prompts(output["input_ids"], prompts))
+            output["sibling_probs"] = logprobs.exp()
+            output |= with_siblings(output["input_ids"], mask, ids, packed)._asdict()
         return output
+
+    def _siblings(self, examples: list[dict[str, Any]], mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids of the next tokens and their log-probabilities, -inf where none are known. Shape of each: (2B, T, K)."""
+        names, what = columns(SIBLINGS), "lists of next tokens"
+        ids = _placed(_sides(examples, names[:2]), mask, what, fill=0)
+        logprobs = _placed(_sides(examples, names[2:]), mask, what, fill=-torch.inf)
+        # They stand where the token stands in whose place they were asked for; here, where the token before it does.
+        return tuple(values.roll(-1, 1)[:, :, : self.siblings] for values in (ids, logprobs))
 
 
 @dataclass
@@ -122,8 +139,9 @@ def _sides(examples: list[dict[str, Any]], names: tuple[str, str]) -> list:
 
 
 def _placed(values: list, mask: torch.Tensor, what: str, *, fill: float) -> torch.Tensor:
-    # One list a response, put where its tokens are. Shape: that of mask.
-    placed = torch.full(mask.shape, fill)
+    # One list a response, put where its tokens are; whole numbers where `fill` is one. Shape: that of mask, and what
+    # else an entry has.
+    placed = torch.full((*mask.shape, *np.shape(values[0])[1:]), fill)
     for row, value in enumerate(values):
         count = int(mask[row].sum())
         if len(value) != count:  # a missing one would read as log 1: fully tied
@@ -131,7 +149,7 @@ def _placed(values: list, mask: torch.Tensor, what: str, *, fill: float) -> torc
                 f"a row has {count} response tokens but {len(value)} {what}; they belong to other data: compute them "
                 "again"
             )
-        placed[row, mask[row]] = torch.as_tensor(value, dtype=torch.float32)
+        placed[row, mask[row]] = torch.as_tensor(np.asarray(value), dtype=placed.dtype)
     return placed
 
 

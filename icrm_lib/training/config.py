@@ -5,6 +5,7 @@ from typing import Any
 
 from trl import RewardConfig
 
+from icrm_lib.generator import MOST_SIBLINGS, SIBLINGS
 from icrm_lib.profiles import RewardModelSettings, options
 from icrm_lib.runtime import nearest
 
@@ -49,6 +50,8 @@ class ICRMConfig(RewardConfig):
             "top1_margin" (probability of its most probable token minus that of the second).
         form, td_lambda, centering: see `objectives.consistency_terms`; centring plays no part for "outcome" and
             "process".
+        siblings: of the form "expected", how many of the generator's most probable next tokens, 1 to 8; their rewards
+            take a second forward pass without gradient, for which the attention must follow any mask.
         scale_decay: decay of the running scale S, in [0, 1).
         scale_start: S before the first step, > 0.
         padding_free: run a batch as few rows, each filled with whole responses, instead of one padded row a response.
@@ -71,6 +74,7 @@ class ICRMConfig(RewardConfig):
     weighting: str = _setting("weighting", "Weights of the consistency term.")
     form: str = _setting("form", "Form of the consistency term.")
     td_lambda: float = _setting("td_lambda", "lambda of the form 'td_lambda', in [0, 1].")
+    siblings: int = _setting("siblings", "Next tokens of the form 'expected', 1 to 8.")
     centering: str = _setting("centering", "What the token rewards are centred on.")
     scale_decay: float = field(default=0.95, metadata={"help": "Decay of the running scale S."})
     scale_start: float = field(default=0.5, metadata={"help": "S before the first step."})
@@ -92,6 +96,13 @@ class ICRMConfig(RewardConfig):
             raise ValueError(f"td_lambda must be in [0, 1], got {self.td_lambda}")
         if self.form == "td_lambda" and self.weighting == "random_pairs":
             raise ValueError("form='td_lambda' looks at all tokens that follow, not at 'random_pairs'; change one")
+        if self.form == "expected" and self.weighting != "uniform":
+            raise ValueError(
+                f"form='expected' has the generator's probabilities in its target, weighting={self.weighting!r} would "
+                "count them twice; set weighting='uniform'"
+            )
+        if not 1 <= self.siblings <= MOST_SIBLINGS:
+            raise ValueError(f"siblings must be in [1, {MOST_SIBLINGS}], got {self.siblings}")
         if self.sft_weight < 0.0 or self.positive_weight < 0.0:
             raise ValueError(f"sft_weight, positive_weight must be >= 0: {self.sft_weight}, {self.positive_weight}")
         if self.text_form != "mean_nll" and self.sft_weight >= 1.0:
@@ -122,8 +133,13 @@ class ICRMConfig(RewardConfig):
 
     @property
     def needs_probabilities(self) -> bool:
-        """Whether training reads the generator's log-probabilities."""
+        """Whether training reads the generator's answers."""
         return reads_generator(self)
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether these answers are next tokens."""
+        return reads_generator(self) and statistic_of(self) == SIBLINGS
 
     @property
     def needs_labels(self) -> bool:
@@ -151,10 +167,12 @@ def _choice(name: str, value: str | bool) -> bool | str:
 
 
 def reads_generator(settings: "ICRMConfig | RewardModelSettings") -> bool:
-    """Say whether a training with these settings needs the generator's log-probabilities."""
-    return settings.consistency_weight > 0 and settings.weighting != "uniform"
+    """Say whether a training with these settings needs the generator's answers."""
+    return settings.consistency_weight > 0 and (settings.weighting != "uniform" or settings.form == "expected")
 
 
 def statistic_of(settings: "ICRMConfig | RewardModelSettings") -> str:
-    """Return which of `generator.STATISTICS` the weights of the consistency term are."""
+    """Return which of `generator.STATISTICS` the weights of the consistency term are, or `SIBLINGS`, its targets."""
+    if settings.form == "expected":
+        return SIBLINGS
     return STATISTIC_OF.get(settings.weighting, "logprobs")

@@ -10,6 +10,7 @@ import torch
 
 from icrm_lib.objectives import (
     WEIGHTINGS,
+    Siblings,
     bradley_terry_loss,
     consistency_terms,
     outcome_loss,
@@ -31,6 +32,7 @@ class Batch:
         margin: rating differences. Shape: (B,).
         response_mask: True on response tokens and the closing token. Shape: (2B, T).
         token_probs: see `objectives.consistency_terms`; None stands for 1. Shape: (2B, T).
+        siblings: see there. Shape: (2B, T, K).
         outcomes: z, labels of the responses. Shape: (2B,).
         step_values: labels of tokens, nan where there is none. Shape: (2B, T).
         reference: summed log-probabilities of the reference model. Shape: (2B,).
@@ -41,6 +43,7 @@ class Batch:
     margin: torch.Tensor | None = None
     response_mask: torch.Tensor | None = None
     token_probs: torch.Tensor | None = None
+    siblings: Siblings | None = None
     outcomes: torch.Tensor | None = None
     step_values: torch.Tensor | None = None
     reference: torch.Tensor | None = None
@@ -146,7 +149,7 @@ def _response_loss(batch: Batch, args: ICRMConfig, share: Share, trl_loss: torch
 def _consistency_terms(batch: Batch, probs: torch.Tensor, args: ICRMConfig) -> tuple[torch.Tensor, torch.Tensor]:
     # Weights that the data bring stand in the place of the probabilities.
     weighting = args.weighting if args.weighting in WEIGHTINGS else "probability"
-    options = {"form": args.form, "weighting": weighting, "td_lambda": args.td_lambda}
+    options = {"form": args.form, "weighting": weighting, "td_lambda": args.td_lambda, "siblings": batch.siblings}
     if args.loss == "bradley_terry":
         return consistency_terms(batch.rewards, batch.response_mask, probs, centering=args.centering, **options)
     return pointwise_consistency_terms(batch.rewards, batch.response_mask, probs, batch.outcomes, **options)

@@ -17,11 +17,12 @@ from trl.data_utils import get_dataset_column_names
 from trl.trainer.reward_trainer import DataCollatorForPreference
 from trl.trainer.utils import global_then_local_main_first
 
-from icrm_lib.generator import STATISTICS, LowerStates, columns
+from icrm_lib.generator import SIBLINGS, STATISTICS, LowerStates, columns
 from icrm_lib.language_model.causal import without_adapter
 from icrm_lib.language_model.checkpoints import stop_unless_finite
 from icrm_lib.language_model.lower_layers import LowerLayers
 from icrm_lib.language_model.positions import SequenceTooLong, refuse_to_train, trainable_length
+from icrm_lib.objectives import Siblings
 from icrm_lib.preferences import LABEL_KEYS, preference_rows, tokenize_pairs
 from icrm_lib.reward_model.head import HeadOutput, capture_head, reward_head
 from icrm_lib.reward_model.pooling import mean_rewards, note_pooling
@@ -38,10 +39,11 @@ from icrm_lib.training.loss import Batch, Share, icrm_loss
 from icrm_lib.training.packing import Packing, call_packed, layout_of
 from icrm_lib.training.scale import ConsistencyScale
 from icrm_lib.training.text import frozen_lm_head, given_lm_head, reads_rejected, text_loss
+from icrm_lib.training.tree import Tree, refuse_leaves, sibling_rewards
 
 logger = logging.getLogger(__name__)
 
-EXTRA_INPUTS = ("response_mask", "token_probs", "outcomes", "step_values", "reference")  # not for the model
+EXTRA_INPUTS = ("response_mask", "token_probs", "sibling_probs", "outcomes", "step_values", "reference")  # not its own
 
 
 class ICRMTrainer(RewardTrainer):
@@ -103,7 +105,8 @@ class ICRMTrainer(RewardTrainer):
             data_collator = data_collator or DataCollatorForConsistency(
                 pad_token_id=processing_class.pad_token_id,
                 pad_to_multiple_of=args.pad_to_multiple_of,
-                statistic=statistic_of(args) if args.needs_probabilities else None,
+                statistic=statistic_of(args) if args.needs_probabilities and not args.needs_siblings else None,
+                siblings=args.siblings if args.needs_siblings else 0,
                 shuffled=args.weighting == "shuffled",
                 labels=args.needs_labels,
                 steps=args.loss == "process",
@@ -141,6 +144,8 @@ class ICRMTrainer(RewardTrainer):
                 head = given_lm_head(lm_head, inner.config)
             self.lm_head = head.to(self.accelerator.device)
         self._attention = self.model.config._attn_implementation
+        if args.needs_siblings:
+            refuse_leaves(self.model.config, args.form)
         if isinstance(self.data_collator, DataCollatorForConsistency):
             choices = {"padding_free": args.padding_free, "prefix_sharing": args.prefix_sharing}
             if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()):
@@ -153,6 +158,10 @@ class ICRMTrainer(RewardTrainer):
             self.data_collator = DataCollatorWithLines(self.data_collator.pad_token_id, args.pad_to_multiple_of)
         self.lower = None
         if states is not None:
+            if args.needs_siblings:
+                raise ValueError(
+                    f"states= holds the tokens of the rows, and form={args.form!r} asks for others, too; leave it out"
+                )
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError(
                     "states= leaves layers out, and FSDP and DeepSpeed divide them among processes; leave it out, or "
@@ -201,7 +210,7 @@ class ICRMTrainer(RewardTrainer):
         if "line" not in self._signature_columns:
             self._signature_columns.append("line")
         if self.args.needs_tokens and "prompt_length" not in self._signature_columns:
-            weights = [name for statistic in STATISTICS for name in columns(statistic)]
+            weights = [name for statistic in (*STATISTICS, SIBLINGS) for name in columns(statistic)]
             self._signature_columns += ["prompt_length", *weights, *LABEL_KEYS, *STEP_COLUMNS, *REFERENCE_COLUMNS]
 
     def _load_callback_state(self):
@@ -276,6 +285,11 @@ class ICRMTrainer(RewardTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         extra = {name: inputs.pop(name) for name in EXTRA_INPUTS if name in inputs}
         packed = {name: inputs.pop(name) for name in Packing._fields if name in inputs}
+        if args.needs_siblings:
+            tree = Tree(**{name: inputs.pop(name) for name in Tree._fields})
+            with torch.no_grad():  # they are targets
+                rewards = sibling_rewards(model, tree, self._attention)
+            extra["siblings"] = Siblings(rewards, extra.pop("sibling_probs"))
         size = len(inputs["input_ids"]) // 2
         text_rows = 2 * size if reads_rejected(args) else size
         with capture_head(self.model) as head:
@@ -334,8 +348,10 @@ def _pooled(call: Callable, head: HeadOutput, response_mask: torch.Tensor) -> Ca
     return pooled
 
 
-def _of_pairs(value: torch.Tensor, pairs: int) -> torch.Tensor:
+def _of_pairs(value: torch.Tensor | Siblings, pairs: int) -> torch.Tensor | Siblings:
     """The first `pairs` rows of each half of a tensor whose first axis is 2B."""
+    if isinstance(value, Siblings):
+        return Siblings(*(_of_pairs(part, pairs) for part in value))
     size = len(value) // 2
     return value if pairs == size else torch.cat([value[:pairs], value[size : size + pairs]])
 

@@ -11,7 +11,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from icrm_lib import generator, records
-from icrm_lib.generator import ask, cache, cached_logprobs, model_scorer, token_logprobs
+from icrm_lib.generator import SIBLINGS, Siblings, ask, cache, cached_logprobs, model_scorer, token_logprobs
+from icrm_lib.generator.ask import MOST_SIBLINGS
 from icrm_lib.generator.cache import CACHE_FILE, CACHE_TYPES
 from icrm_lib.language_model.causal import load_causal_lm, padded, refuse_transformed_logits
 from icrm_lib.profiles import GeneratorSettings
@@ -323,3 +324,55 @@ def test_fit_lowers_the_length_normalised_loss_of_both_sides(base_model, pairs, 
         assert losses[1] < losses[0] - 0.1
     assert not any(value.requires_grad for value in fitted.parameters())
     assert (tmp_path / "log.jsonl").read_text().count("loss") > 1
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_p": 0.6}])
+def test_siblings_are_the_most_probable_tokens_of_the_full_softmax(model, pairs, options, monkeypatch):
+    monkeypatch.setattr(ask, "ROWS_PER_CHUNK", 50)
+    rows = list(zip(pairs["chosen_ids"][:4], pairs["prompt_length"], strict=False))
+    for (ids, start), found in zip(rows, model_scorer(model, 0, statistic=SIBLINGS, **options)(rows), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, start - 1 : -1] / options.get("temperature", 1.0)
+        p = logits.double().softmax(-1).numpy()
+        assert found.ids.shape == found.logprobs.shape == (len(ids) - start, MOST_SIBLINGS)
+        assert found.ids.dtype == np.int32 and found.logprobs.dtype == np.float32
+        for values, best, logprobs in zip(p, found.ids, found.logprobs, strict=True):
+            order = np.argsort(-values)
+            if "top_p" in options:  # the smallest set that holds so much
+                kept = 1 + int((np.cumsum(values[order]) < options["top_p"]).sum())
+                values = np.where(np.isin(np.arange(len(values)), order[:kept]), values / values[order[:kept]].sum(), 0)
+                order = order[:kept]
+            order = order[:MOST_SIBLINGS]
+            assert best[: len(order)].tolist() == order.tolist()
+            np.testing.assert_allclose(np.exp(logprobs[: len(order)]), values[order], rtol=1e-4)
+            assert (np.exp(logprobs[len(order) :].astype(np.float64)) == 0).all() and np.isfinite(logprobs).all()
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+def test_siblings_are_cached_beside_each_other_and_apart_from_probabilities(pairs, tmp_path, cache_type):
+    made = []
+
+    def scorer():
+        made.append(1)
+        return lambda rows: [
+            Siblings(
+                np.arange(3 * (len(ids) - start), dtype=np.int32).reshape(-1, 3),
+                np.full((len(ids) - start, 3), np.finfo(np.float32).min if start % 2 else -0.5, np.float32),
+            )
+            for ids, start in rows
+        ]
+
+    few = pairs.select(range(5))
+    options = {"statistic": SIBLINGS, "cache_type": cache_type}
+    for _ in range(2):
+        rows = cached_logprobs(few, scorer, tmp_path, {"generator": "a"}, **options)
+        for row in rows:
+            for side in ("chosen", "rejected"):
+                count = len(row[f"{side}_ids"]) - row["prompt_length"]
+                assert row[f"{side}_sibling_ids"] == np.arange(3 * count).reshape(-1, 3).tolist()
+                values = np.array(row[f"{side}_sibling_logprobs"])
+                assert values.shape == (count, 3) and np.isfinite(values).all()
+                assert (np.exp(values) == (0 if row["prompt_length"] % 2 else np.exp(-0.5))).all()
+    assert len(made) == 1
+    cached_logprobs(few, lambda: lambda rows: [np.zeros(len(i) - s) for i, s in rows], tmp_path, {"generator": "a"})
+    assert len(list(tmp_path.glob("logprobs-*"))) == 2

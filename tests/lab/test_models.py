@@ -13,6 +13,7 @@ from tiny import micro, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icrm_lib import runtime
+from icrm_lib.generator import SIBLINGS
 from icrm_lib.lab import models
 from icrm_lib.lab.models import testbed_corpus as corpus_of
 from icrm_lib.lab.workspace import Workspace
@@ -150,8 +151,33 @@ def test_weights_other_than_probabilities_have_caches_of_their_own(copied):
     made = {method: ws.reward_model_folder(method) for method in ("icrm_entropy", "icrm_top1_margin")}
     assert nouns(folders(copied) - names) == {"logprobs", "reward_model"} and len(folders(copied) - names) == 4
     assert len({probabilities, *made.values()}) == 3
-    with pytest.raises(ValueError, match="'exact' knows logprobs only, not negentropies"):
+    with pytest.raises(ValueError, match="'exact' knows logprobs and siblings only, not negentropies"):
         Workspace(EXACT, folder=copied).reward_model_folder("icrm_entropy")
+
+
+def test_next_tokens_of_the_language_are_its_most_probable_ones(copied, calls):
+    ws = Workspace(EXACT, folder=copied)
+    for row in ws.with_logprobs("validation", SIBLINGS):
+        ids, start = row["rejected_ids"], row["prompt_length"]
+        for t, (found, logprobs) in enumerate(
+            zip(row["rejected_sibling_ids"], row["rejected_sibling_logprobs"], strict=True), start
+        ):
+            probs = ws.language.next_token_probs(ids[:t])
+            np.testing.assert_allclose(np.exp(logprobs), np.sort(probs)[::-1][: len(found)], rtol=1e-6)
+            np.testing.assert_allclose(np.exp(logprobs), probs[found], rtol=1e-6)
+    assert not calls
+
+
+def test_expected_consistency_asks_the_fitted_generator_for_next_tokens(copied):
+    ws, names = Workspace(MICRO, folder=copied), folders(copied)
+    assert ws.reward_model_folder("expected") != ws.reward_model_folder("martingale")
+    assert nouns(folders(copied) - names) == {"logprobs", "reward_model"}
+    model = AutoModelForCausalLM.from_pretrained(ws.generator)
+    row = ws.with_logprobs("train", SIBLINGS)[0]
+    with torch.no_grad():
+        logprobs = model(torch.tensor([row["chosen_ids"]])).logits[0, :-1].log_softmax(-1)
+    best = logprobs[row["prompt_length"] - 1 :].topk(8)
+    np.testing.assert_allclose(row["chosen_sibling_logprobs"], best.values, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_as_base_model_is_merged_first(tmp_path):

@@ -66,6 +66,8 @@ def rich(pairs_with_logprobs):
             length = len(row[f"{side}_ids"]) - row["prompt_length"]
             new[f"{side}_reference"] = -rng.uniform(20, 60)
             new[f"{side}_negentropies"], new[f"{side}_logmargins"] = -rng.exponential(size=(2, length))
+            new[f"{side}_sibling_ids"] = rng.integers(5, 100, (length, 4))
+            new[f"{side}_sibling_logprobs"] = -rng.exponential(size=(length, 4))
             new[f"{side}_step_values"] = np.where(rng.random(length) < 0.6, math.nan, rng.random(length))
         return new
 

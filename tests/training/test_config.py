@@ -43,6 +43,9 @@ def test_settings_of_the_profile_are_named_and_preset_as_in_the_trainer(config):
         ({"pooling": "mean", "loss": "process"}, "losses of whole responses, not loss='process'"),
         ({"td_lambda": -0.1}, r"td_lambda must be in \[0, 1\], got -0.1"),
         ({"form": "td_lambda", "weighting": "random_pairs"}, "all tokens that follow"),
+        ({"form": "expected"}, "weighting='probability' would count them twice; set weighting='uniform'"),
+        ({"siblings": 0}, r"siblings must be in \[1, 8\], got 0"),
+        ({"siblings": 9}, r"siblings must be in \[1, 8\], got 9"),
         ({"padding_free": True, "centering": "positions"}, "drop one of them"),
     ],
 )

@@ -21,6 +21,7 @@ LOSSES, POOLINGS, TEXT_FORMS, WEIGHTINGS = (
 )
 BT = {"consistency_weight": 0.0, "sft_weight": 0.0}
 ICRM = {"consistency_weight": 0.3, "sft_weight": 0.0}
+EXPECTED = {"form": "expected", "weighting": "uniform"}
 GRM = {"consistency_weight": 0.0, "sft_weight": 0.2, "text_beta": 0.05}
 
 
@@ -112,6 +113,15 @@ def plain(trainer, data, lm_head):
     pairs = [data[i] for i in range(8)]
     sides = [(row, side) for side in ("chosen", "rejected") for row in pairs]
     o = SimpleNamespace(batch=batch, settings=trainer.args, rewards=inner.score(hidden).squeeze(-1), pairs=pairs)
+
+    def last_reward(prefixes):
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prefixes], batch_first=True)
+        attended = torch.arange(ids.shape[1]) < torch.tensor([len(p) for p in prefixes])[:, None]
+        with torch.no_grad():
+            states = inner.model(input_ids=ids, attention_mask=attended.long()).last_hidden_state
+        return inner.score(states)[range(len(ids)), attended.sum(1) - 1, 0].detach()
+
+    o.last_reward = last_reward
     o.column = lambda name: [torch.tensor(row[f"{side}_{name}"]) for row, side in sides]
     o.where = [range(row["prompt_length"], len(row[f"{side}_ids"])) for row, side in sides]
     o.responses = [o.rewards[i, list(where)] for i, where in enumerate(o.where)]
@@ -180,10 +190,10 @@ def grm(o):
     return -log_sigmoid(0.05 * advantage).mean()
 
 
-def centred_u(o):
-    """Calibration (4) and (5)."""
+def centred_u(o, values=None):
+    """Calibration (4) and (5), of the token rewards or of other rewards in the same responses."""
     u = []
-    for i, rewards in enumerate(o.responses):
+    for i, rewards in enumerate(o.responses if values is None else values):
         partner = (i + 8) % 16
         means = {"response": o.responses[partner].mean(), "positions": o.rewards[partner].mean(), "none": 0.0}
         s = (rewards - torch.as_tensor(means[o.settings.centering]).detach()).sigmoid()
@@ -191,13 +201,34 @@ def centred_u(o):
     return u
 
 
-def pointwise_u(o, labels=None):
+def pointwise_u(o, labels=None, values=None):
+    rewards = o.responses if values is None else values
     z = [float(label) for label in (o.column("label") if labels is None else labels)]
-    return [r.sigmoid() if right else 1 - r.sigmoid() for r, right in zip(o.responses, z, strict=True)]
+    return [r.sigmoid() if right else 1 - r.sigmoid() for r, right in zip(rewards, z, strict=True)]
 
 
-def consistency(o, u):
-    """A / S after the first step; S is kept for the test."""
+def cross_entropy(u, target):
+    return -(target * u.log() + (1 - target) * (1 - u).log())
+
+
+def expectation(o, i, u):
+    """The mean of u over the next tokens."""
+    probs = o.column("sibling_logprobs")[i][1:, : o.settings.siblings].exp()
+    return (probs * u).sum(1) / probs.sum(1)
+
+
+def next_rewards(o):
+    """Rewards of the next tokens behind every prefix, each run without the others."""
+    rewards = []
+    for i, some in enumerate(o.column("sibling_ids")):
+        start, row = o.where[i][0], o.batch["input_ids"][i].tolist()
+        prefixes = [[*row[: start + t], v] for t, ids in enumerate(some) for v in ids[: o.settings.siblings].tolist()]
+        rewards.append(o.last_reward(prefixes).view(len(some), -1)[1:])  # the first stand behind the prompt
+    return rewards
+
+
+def consistency(o, u, following=None):
+    """A / S after the first step; S is kept for the test. `following`: u of the next tokens, for "expected"."""
     column = {"entropy": "negentropies", "top1_margin": "logmargins"}.get(o.settings.weighting, "logprobs")
     total, halves, count = 0.0, 0.0, 0
     for i, logweights in enumerate(o.column(column)):
@@ -219,6 +250,7 @@ def consistency(o, u):
             "martingale": -(there * a.log() + (1 - there) * (1 - a).log()),
             "td_lambda": -(g * a.log() + (1 - g) * (1 - a).log()),
             "dense": -a.log(),
+            "expected": following and cross_entropy(a, expectation(o, i, following[i])),
         }[o.settings.form]
         total += (ell * p[1:]).sum()
         halves += ((here + there) / 2 * p[1:]).sum()
@@ -306,7 +338,15 @@ CASES = {
         lambda o: 0.7 * process(o) + 0.3 * consistency(o, pointwise_u(o, RIGHT)),
         without_labels,
     ),
-    **{f"form {form}": (ICRM | {"form": form}, pairwise) for form in FORMS},
+    **{f"form {form}": (ICRM | {"form": form}, pairwise) for form in FORMS if form != "expected"},
+    "form expected": (
+        ICRM | EXPECTED,
+        lambda o: 0.7 * bradley_terry(o) + 0.3 * consistency(o, centred_u(o), centred_u(o, next_rewards(o))),
+    ),
+    "form expected of outcomes": (
+        ICRM | EXPECTED | {"loss": "outcome", "siblings": 2},
+        lambda o: 0.7 * outcome(o) + 0.3 * consistency(o, pointwise_u(o), pointwise_u(o, values=next_rewards(o))),
+    ),
     "TD(0.3)": (ICRM | {"form": "td_lambda", "td_lambda": 0.3}, pairwise),
     **{f"centring {centering}": (ICRM | {"centering": centering}, pairwise) for centering in CENTERINGS},
     **{f"weights {name}": (ICRM | {"weighting": name}, pairwise) for name in WEIGHTINGS if name != "random_pairs"},

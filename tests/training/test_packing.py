@@ -59,6 +59,7 @@ METHODS = {
     "outcome": {"loss": "outcome", "sft_weight": 0.1},
     "process": {"loss": "process", "sft_weight": 0.0},
     "mlp": {"sft_weight": 0.5, "mlp": True},
+    "expected": {"sft_weight": 0.0, "form": "expected", "weighting": "uniform", "siblings": 2},
 }
 
 
@@ -72,6 +73,8 @@ def rows():
             row[f"{side}_ids"] = draw[:prompt] + part
             row[f"{side}_logprobs"] = (-torch.rand(len(part), generator=generator)).tolist()
             row[f"{side}_step_values"] = torch.rand(len(part), generator=generator).tolist()
+            row[f"{side}_sibling_ids"] = torch.randint(5, 300, (len(part), 4), generator=generator).tolist()
+            row[f"{side}_sibling_logprobs"] = (-2 * torch.rand(len(part), 4, generator=generator)).tolist()
             row[f"{side}_label"] = float(side == "chosen")
         result.append(row)
     assert set(LABEL_KEYS + STEP_COLUMNS) <= set(result[0])

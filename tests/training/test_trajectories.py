@@ -51,9 +51,12 @@ def rows(pairs_with_logprobs):
     rng = np.random.default_rng(0)
 
     def columns(row, index):
+        following = np.random.default_rng([1, index])
         new = {"chosen_label": 1.0, "rejected_label": float(index % 4 == 0)}
         for side in ("chosen", "rejected"):
             length = len(row[f"{side}_ids"]) - row["prompt_length"]
+            new[f"{side}_sibling_ids"] = following.integers(5, 100, (length, 4))
+            new[f"{side}_sibling_logprobs"] = -following.exponential(size=(length, 4))
             new[f"{side}_reference"] = -rng.uniform(20, 60)
             new[f"{side}_negentropies"], new[f"{side}_logmargins"] = -rng.exponential(size=(2, length))
             new[f"{side}_step_values"] = np.where(rng.random(length) < 0.6, math.nan, rng.random(length))
