@@ -2,6 +2,7 @@
 
 from icrm_lib.preferences.forms import LABEL_KEYS
 from icrm_lib.preferences.loading import load_preferences, preference_rows
+from icrm_lib.preferences.outcomes import tokenize_outcomes
 from icrm_lib.preferences.prompts import hold_out, prompt_folds, split_by_prompt
 from icrm_lib.preferences.report import Refusal, Report, read_reports, write_reports
 from icrm_lib.preferences.responses import load_spans
@@ -23,6 +24,7 @@ __all__ = [
     "split_by_prompt",
     "token_labels",
     "tokenize_fitting",
+    "tokenize_outcomes",
     "tokenize_pairs",
     "write_reports",
 ]
