@@ -21,7 +21,7 @@ def predicted_effects(records: Mapping[str, dict]) -> dict[str, dict]:
 
     Returns:
         {language: {regime: {measure: {"uniform", "probability", "effect", "low", "high", "ceiling"}}}}: means, their
-        paired difference with its 95 % interval, and the largest mean of all four weightings: what this objective
+        paired difference with its 95 % interval, and the largest mean of all weightings: what this objective
         reaches on exact states.
     """
     return {

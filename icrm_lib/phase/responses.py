@@ -98,7 +98,7 @@ def draw_responses(
         states=_spread(mask, numbers),
         mask=mask,
         probs=_spread(mask, np.concatenate([walk.probs() for walk in asked])),
-        expected=None if expected is None else _spread(mask, np.concatenate(expected)),
+        expected=None if expected is None else _spread(mask, expected),
         tokens=_spread(mask, tokens),
         gold=gold,
         truth=known_truth(language, rows, starts),
@@ -132,24 +132,25 @@ def _keys(walk: Walk) -> np.ndarray:
     return (key * (GRID + 1) + beliefs[:, 0]) * (GRID + 1) + beliefs[:, 1]
 
 
-def _expected(walks: list[Walk], size: int) -> list[np.ndarray]:
-    """sum_v P(v | prefix)^2 before each response token; what is equal is computed once."""
-    known: dict[tuple[int, int, int], float] = {}
+def _expected(walks: list[Walk], size: int) -> np.ndarray:
+    """sum_v P(v | prefix)^2 before each response token of all walks; what is equal is computed once."""
     grammar = walks[0].grammar
-    # What comes after words that are complete and cannot go on depends on their outcome, not on which they are.
-    nodes = enumerate(zip(grammar.children, grammar.outcomes, strict=True))
-    places = [node if goes_on else -1 - outcome for node, (goes_on, outcome) in nodes]
-    result = []
-    for walk in walks:
-        sums = []
-        for t, (node, context) in enumerate(zip(walk.nodes[:-1].tolist(), walk.contexts[:-1].tolist(), strict=True)):
-            key = (walk.topic, places[node], context)
-            if key not in known:
-                here = walk._replace(nodes=walk.nodes[t : t + 1], contexts=walk.contexts[t : t + 1])
-                known[key] = float(np.square(here.next_probs(size)).sum())
-            sums.append(known[key])
-        result.append(np.array(sums))
-    return result
+    complete = grammar.outcome_array >= 0
+    goes_on = np.array([bool(children) for children in grammar.children])
+    topics = np.repeat([walk.topic for walk in walks], [len(walk.nodes) - 1 for walk in walks])
+    nodes = np.concatenate([walk.nodes[:-1] for walk in walks])
+    contexts = np.concatenate([walk.contexts[:-1] for walk in walks])
+    # After words that are complete and cannot go on it does not matter which they are, but for their outcome; within
+    # words that leave one outcome the context does not.
+    settled = ((grammar.masses[topics, nodes] > 0).sum(axis=1) == 1) & ~complete[nodes]
+    place = np.where(goes_on[nodes], nodes, -1 - grammar.outcome_array[nodes])
+    keys = np.column_stack([topics, place, np.where(settled, -1, contexts)])
+    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    sums = [
+        float(np.square(Walk(grammar, topics[i], nodes[i : i + 1], contexts[i : i + 1]).next_probs(size)).sum())
+        for i in first
+    ]
+    return np.array(sums)[inverse]
 
 
 def _spread(mask: np.ndarray, values: np.ndarray) -> np.ndarray:

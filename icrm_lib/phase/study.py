@@ -7,7 +7,7 @@ import numpy as np
 from icrm_lib.phase.controls import known_controls, measurable_controls
 from icrm_lib.phase.measured import exact_rewards, measure
 from icrm_lib.phase.responses import Responses, draw_responses
-from icrm_lib.phase.tabular import WEIGHTINGS, Batch, fit_table
+from icrm_lib.phase.tabular import WEIGHTINGS, Batch, Weights, fit_table
 from icrm_lib.phase.theory import compare_shift, first_order_shift
 from icrm_lib.testbed import Language
 
@@ -23,12 +23,14 @@ class Regime:
         seeds: how many tables a weighting.
         steps: of Adam.
         batch_size: pairs a step.
+        weightings: that tables are trained with.
     """
 
     pairs: int
     seeds: int
     steps: int
     batch_size: int
+    weightings: tuple[Weights, ...] = WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Sizes:
         seed: of all draws.
     """
 
-    few: Regime = Regime(pairs=400, seeds=6, steps=150, batch_size=200)
-    many: Regime = Regime(pairs=1600, seeds=3, steps=200, batch_size=400)
-    held_out: int = 400
+    few: Regime = Regime(pairs=400, seeds=5, steps=100, batch_size=200)
+    many: Regime = Regime(pairs=1200, seeds=3, steps=100, batch_size=400, weightings=("probability", "uniform"))
+    held_out: int = 250
     consistency_weight: float = 0.6
     seed: int = 0
 
@@ -93,11 +95,11 @@ def study_language(language: Language, sizes: Sizes) -> dict:
 
 def _tables(train: Responses, n_states: int, sizes: Sizes, regime: Regime) -> dict[str, list[np.ndarray]]:
     """By weighting, one table a seed; the tables of a seed see the same pairs in the same order."""
-    tables: dict[str, list[np.ndarray]] = {weighting: [] for weighting in WEIGHTINGS}
+    tables: dict[str, list[np.ndarray]] = {weighting: [] for weighting in regime.weightings}
     for seed in range(regime.seeds):
         batch = Batch(_part(train, regime, seed), seed)
         options = {"steps": regime.steps, "batch_size": regime.batch_size, "seed": seed}
-        for weighting in WEIGHTINGS:
+        for weighting in regime.weightings:
             table = fit_table(batch, n_states, weighting, consistency_weight=sizes.consistency_weight, **options)
             tables[weighting].append(table)
     return tables
