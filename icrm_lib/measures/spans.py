@@ -52,7 +52,8 @@ def span_detection(scores: Sequence[np.ndarray], labels: Mapping[str, Sequence[n
 
     A label's tokens are held against those that bear no label at all; tokens of other labels are left out of its row.
     The base rate is the share of its tokens among these: what the average precision is for constant scores. Within
-    responses, a measure is the mean over those that have tokens of both kinds.
+    responses, a measure is the mean over those that have tokens of both kinds; few tokens give random scores a higher
+    average precision there than the base rate, so compare with `random` of `span_controls`.
 
     Args:
         scores: per response, the score of each token, high where an error is suspected. Each of shape (T_i,), finite.
