@@ -115,6 +115,7 @@ def _read(values: Any, carry: Mapping[str, Any], ignore: Collection[str]) -> dic
     spans = read_spans(require(row, "spans"), response, "spans")
     carried = {key: row.get(key) for key in carry}
     source = values.get("source") if isinstance(values.get("source"), str) else None
+    check_characters("source", source or "")
     row.check_rest({text.strip() for text in [response, *(turn["content"] for turn in prompt)]})
     columns = {"prompt": prompt, "response": response, "spans": spans, "source": source}
     return columns | {"prompt_id": identify_prompt(prompt)} | carried

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import List, Value
 
+from icrm_lib.preferences.checks import check_characters
 from icrm_lib.rows import BadRow, shown, type_name
 
 # A span as it stands in a row: the characters text[start:end], and what is said of them.
@@ -51,7 +52,8 @@ def _span(span: Any, size: int, key: str, before: int) -> dict[str, Any]:
     if not isinstance(label, str) or not label.strip():
         found = repr(label)[:20] if isinstance(label, str) else type_name(label)
         raise BadRow(f"a span without a label in {key!r}", f"found {found}; say in a few words what is marked")
-    where = f"the span is {start}:{end}"
+    check_characters(key, label)
+    where = f"the span is {str(start)[:20]}:{str(end)[:20]}"
     if end <= start:
         raise BadRow(f"a span in {key!r} ends before it begins", f"{where}; the end is the first character behind it")
     if start < before or end > before + size:

@@ -158,6 +158,7 @@ def test_passages_stand_before_the_question_and_change_no_fold(tmp_path):
     ("changes", "reason"),
     [
         ({"prediction 3": None}, "no question with four answers"),
+        ({"question": "Who \ud83e?"}, "half a character in 'prompt'"),
         ({"preference": [1, 2, 0, 1, 2]}, "no six comparisons"),
         ({"preference": [1, 2, 0, 1, 2, 3]}, "no six comparisons"),
         ({"passages": ["Cats"]}, "passages are no lists"),

@@ -5,6 +5,9 @@ import re
 import numpy as np
 import pytest
 from datasets import Dataset
+from fuzz import FUZZ, TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rows import assistant, good, user, write
 
 from icrm_lib.preferences import load_preferences, load_spans, preference_rows, token_labels
@@ -48,6 +51,7 @@ FAULTS = {
     "without a label": span(0, 3, " "),
     "a span without 'label'": {"start": 0, "end": 3},
     "wrong type in 'spans'": "0:3",
+    "half a character in 'spans'": span(0, 3, "a\ud83e"),
 }
 
 
@@ -155,3 +159,20 @@ def test_no_spans_are_other_than_nobody_looked():
     assert read_spans(None, TEXT, "spans") is None and read_spans([], TEXT, "spans") == []
     with pytest.raises(BadRow, match="give a list"):
         read_spans({}, TEXT, "spans")
+
+
+OFFSETS = st.integers(-2, 24) | st.sampled_from([10**400, 1.0, True, None, "1", float("nan")])
+ODD = st.none() | st.integers() | TEXTS | st.dictionaries(TEXTS, TEXTS, max_size=2)
+SPANS = st.fixed_dictionaries({"start": OFFSETS, "end": OFFSETS}, optional={"label": TEXTS | ODD})
+
+
+@given(rows=st.lists(st.lists(SPANS | ODD, max_size=3) | ODD, max_size=4), prompt=TEXTS, source=TEXTS | ODD)
+@settings(max_examples=40, **FUZZ)
+def test_any_spans_are_kept_to_the_letter_or_refused(rows, prompt, source, tmp_path):
+    path = write(tmp_path / "a.jsonl", marked(), *(marked(spans=row, prompt=prompt, source=source) for row in rows))
+    dataset, report = load_spans(path)
+    assert report.kept + report.refused == len(rows) + 1 and str(report).encode()
+    for row in (row for row in dataset if row["line"] > 1):
+        given_ones = rows[row["line"] - 2]
+        assert sorted(map(str, row["spans"])) == sorted(str(span(s["start"], s["end"], s["label"])) for s in given_ones)
+        assert all(0 <= s["start"] < s["end"] <= len(TEXT) for s in row["spans"])

@@ -139,8 +139,9 @@ def identified(dataset: Dataset, questions: dict[int, str]) -> Dataset:
         dataset: with columns `line` and `prompt_id`.
         questions: line -> text.
     """
-    ids = {line: identify_prompt([{"role": "user", "content": text}]) for line, text in questions.items()}
+    lines = dataset["line"][:]
+    ids = {line: identify_prompt([{"role": "user", "content": questions[line]}]) for line in set(lines)}
     name = dataset.info.description
-    dataset = dataset.remove_columns("prompt_id").add_column("prompt_id", [ids[line] for line in dataset["line"][:]])
+    dataset = dataset.remove_columns("prompt_id").add_column("prompt_id", [ids[line] for line in lines])
     dataset.info.description = name
     return dataset
