@@ -1,6 +1,19 @@
-"""Policies trained on what a reward model says: DPO and GRPO."""
+"""Policies trained on what a reward model says: DPO and GRPO, for whole responses and for tokens."""
 
+from icrm_lib.policy.credit import Credit, Drawn, direct, outcome, to_go
+from icrm_lib.policy.credit_trainer import CreditTrainer
 from icrm_lib.policy.dpo import implicit_rewards, pairs_from_samples, train_dpo
 from icrm_lib.policy.grpo import train_grpo
 
-__all__ = ["implicit_rewards", "pairs_from_samples", "train_dpo", "train_grpo"]
+__all__ = [
+    "Credit",
+    "CreditTrainer",
+    "Drawn",
+    "direct",
+    "implicit_rewards",
+    "outcome",
+    "pairs_from_samples",
+    "to_go",
+    "train_dpo",
+    "train_grpo",
+]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -23,6 +24,8 @@ def train_grpo(
     seed: int,
     group: int = 8,
     max_new_tokens: int = 128,
+    trainer: Callable = GRPOTrainer,
+    **config: Any,
 ) -> GRPOTrainer:
     """Train a policy on its own samples by GRPO (arXiv 2402.03300) with LoRA.
 
@@ -35,6 +38,8 @@ def train_grpo(
         seed: of LoRA, data order and samples.
         group: samples a prompt; a reward counts by its distance from the mean of its group.
         max_new_tokens: longest response.
+        trainer: TRL's, or one like it with what it needs besides, e.g. `partial(CreditTrainer, credit=to_go)`.
+        config: further arguments of `trl.GRPOConfig`, e.g. `loss_type`.
 
     Returns:
         the finished trainer; `trainer.model` is the PEFT-wrapped policy, `trainer.state.num_input_tokens_seen` what it
@@ -58,7 +63,7 @@ def train_grpo(
         steps_per_generation=steps,
         num_generations=group,
         max_completion_length=max_new_tokens,
+        **config,
     )
     rows = [{"prompt": prompt} for prompt in prompts]
-    trainer = partial(GRPOTrainer, reward_funcs=reward_function)
-    return train_policy(trainer, args, rows, base_model, tokenizer, settings)
+    return train_policy(partial(trainer, reward_funcs=reward_function), args, rows, base_model, tokenizer, settings)
