@@ -8,7 +8,7 @@ from icrm_lib.measures.pairs import (
     pair_accuracy,
     preference_calibration,
 )
-from icrm_lib.measures.spans import detection_by_response, span_controls, span_detection
+from icrm_lib.measures.spans import detection_by_response, detection_estimates, span_controls, span_detection
 from icrm_lib.measures.statistics import Difference, Estimate, holm
 from icrm_lib.measures.tokens import (
     TokenScorer,
@@ -29,6 +29,7 @@ __all__ = [
     "agreement_by_response",
     "change_at_quality",
     "detection_by_response",
+    "detection_estimates",
     "change_detection",
     "holm",
     "length_controlled_accuracy",

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from icrm_lib.measures.statistics import Estimate, resampled
+
 ANY = "any"  # the row of all labels together
 
 
@@ -87,7 +89,7 @@ def span_detection(scores: Sequence[np.ndarray], labels: Mapping[str, Sequence[n
 def detection_by_response(
     scores: Sequence[np.ndarray], labels: Mapping[str, Sequence[np.ndarray]], label: str = ANY
 ) -> pd.DataFrame:
-    """Base rate, area under the ROC curve and average precision within each response, to resample by question.
+    """Base rate, area under the ROC curve and average precision within each response; see `detection_estimates`.
 
     Args, Raises: as `span_detection`; `label` is one of its rows.
 
@@ -99,6 +101,39 @@ def detection_by_response(
     if label not in tasks:
         raise ValueError(f"no label {label!r}; there are {', '.join(tasks)}")
     return _by_response(*tasks[label])
+
+
+def detection_estimates(rows: pd.DataFrame, prompts: Sequence, *, seed: int = 0) -> dict[str, Estimate]:
+    """Means of the measures within responses, with 95 % intervals that resample whole prompts.
+
+    Args:
+        rows: of `detection_by_response`, or the differences of two of them (a model's less a control's). N rows.
+        prompts: what identifies each response's prompt (hashable). Length N.
+        seed: of the resampling.
+
+    Returns:
+        column -> its mean over the responses that have it; nan where none has.
+
+    Raises:
+        ValueError: another number of prompts than of rows.
+    """
+    if len(rows) != len(prompts):
+        raise ValueError(f"{len(rows)} responses but {len(prompts)} prompts; give the prompt of each response")
+    codes, _ = pd.factorize(np.array([str(prompt) for prompt in prompts], dtype=object), sort=True)
+    estimates = {}
+    for name, values in rows.items():
+        known = values.notna().to_numpy()
+        if not known.any():
+            estimates[name] = Estimate(np.nan, np.nan, np.nan)
+            continue
+        cluster = np.unique(codes[known], return_inverse=True)[1]
+        sums = np.bincount(cluster, weights=values[known]), np.bincount(cluster)
+        estimates[name] = resampled(_mean, *sums, seed=seed)
+    return estimates
+
+
+def _mean(totals: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:
+    return totals.sum(axis) / counts.sum(axis)
 
 
 def span_controls(lengths: Sequence[int], *, seed: int = 0) -> dict[str, list[np.ndarray]]:

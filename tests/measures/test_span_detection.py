@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icrm_lib.measures import detection_by_response, span_controls, span_detection
+from icrm_lib.measures import detection_by_response, detection_estimates, span_controls, span_detection
 from icrm_lib.measures.spans import area_under_roc, average_precision
 
 
@@ -74,6 +74,26 @@ def test_within_responses_is_the_mean_over_those_with_both_kinds():
     moved = span_detection([row + 5 * i for i, row in enumerate(scores)], {"a": marked})
     assert moved.loc["a", "auroc_within"] == pytest.approx(table.loc["a", "auroc_within"])
     assert moved.loc["a", "auroc"] != pytest.approx(table.loc["a", "auroc"], abs=0.02)
+
+
+def test_intervals_resample_prompts():
+    rng = np.random.default_rng(5)
+    scores = [rng.random(12) for _ in range(40)]
+    marked = [row > rng.random(12) for row in scores]
+    marked[7] = np.zeros(12, bool)  # says nothing within
+    rows = detection_by_response(scores, {"a": marked})
+    alone = detection_estimates(rows, np.arange(40))
+    assert alone["auroc"].value == pytest.approx(span_detection(scores, {"a": marked}).loc["any", "auroc_within"])
+    assert alone["auroc"].low < alone["auroc"].value < alone["auroc"].high
+    # A prompt's responses are no further evidence when they repeat each other.
+    twice = detection_estimates(rows.loc[[*range(40), *range(40)]], [*range(40), *range(40)])
+    assert twice["auroc"] == pytest.approx(alone["auroc"])
+    careless = detection_estimates(rows.loc[[*range(40), *range(40)]], range(80))["auroc"]
+    assert careless.high - careless.low < alone["auroc"].high - alone["auroc"].low
+    nothing = detection_estimates(rows.loc[[7]], ["a"])
+    assert all(np.isnan(estimate.value) for estimate in nothing.values())
+    with pytest.raises(ValueError, match="40 responses but 3 prompts"):
+        detection_estimates(rows, [1, 2, 3])
 
 
 def test_controls_know_no_text():
