@@ -10,7 +10,7 @@ import torch
 from icrm_lib import records, runtime
 from icrm_lib.lab.artefacts import code_fingerprint
 from icrm_lib.lab.cell import plain
-from icrm_lib.phase import Sizes, phase_languages, prediction, study_config, study_language
+from icrm_lib.phase import Sizes, phase_languages, predict, study_config, study_language
 
 
 def run_languages(names: Iterable[str], *, workers: int = 1, fresh: bool = False) -> Iterator[str]:
@@ -55,7 +55,7 @@ def write_prediction() -> Path:
         FileNotFoundError: a language has no record.
     """
     stored = {name: records.read_json(record_path(name)) for name in phase_languages()}
-    summary = prediction({name: record["metrics"] for name, record in stored.items()})
+    summary = predict({name: record["metrics"] for name, record in stored.items()})
     codes = sorted({record["code"] for record in stored.values()})
     return records.write_json(_folder() / "prediction.json", plain({"code": codes, **summary}))
 

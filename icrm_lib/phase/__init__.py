@@ -3,7 +3,7 @@
 from icrm_lib.phase.controls import known_controls, measurable_controls
 from icrm_lib.phase.languages import phase_languages
 from icrm_lib.phase.measured import MEASURES, measure
-from icrm_lib.phase.prediction import prediction
+from icrm_lib.phase.prediction import predict
 from icrm_lib.phase.responses import Responses, draw_responses
 from icrm_lib.phase.study import Sizes, study_config, study_language
 from icrm_lib.phase.tabular import WEIGHTINGS, Batch, fit_table
@@ -23,7 +23,7 @@ __all__ = [
     "measurable_controls",
     "measure",
     "phase_languages",
-    "prediction",
+    "predict",
     "study_config",
     "study_language",
 ]

@@ -111,7 +111,7 @@ def regression(x: np.ndarray, y: np.ndarray) -> dict:
     return {"slopes": coefficients[1:].tolist(), "r2": r2, "r2_left_out": r2_left_out}
 
 
-def chosen_languages(effects: dict[str, dict], regime: str = "few") -> list[str]:
+def chosen_languages(effects: dict[str, dict], regime: str = "many") -> list[str]:
     """Choose the languages of the neural stage: extremes and middles of the predicted effect.
 
     For each of the two deciding measures the two languages of largest, the two of smallest and the two of median
@@ -129,7 +129,7 @@ def chosen_languages(effects: dict[str, dict], regime: str = "few") -> list[str]
     return chosen
 
 
-def largest_effects(effects: dict[str, dict], among: list[str], regime: str = "few") -> list[str]:
+def largest_effects(effects: dict[str, dict], among: list[str], regime: str = "many") -> list[str]:
     """Return the four languages, of some, with the largest predicted |effect|: two for each deciding measure."""
     largest: list[str] = []
     for measure in DECIDING:
@@ -138,7 +138,7 @@ def largest_effects(effects: dict[str, dict], among: list[str], regime: str = "f
     return largest
 
 
-def prediction(records: Mapping[str, dict]) -> dict:
+def predict(records: Mapping[str, dict]) -> dict:
     """Return all that is registered before the neural stage.
 
     Args:

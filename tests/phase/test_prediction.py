@@ -65,11 +65,11 @@ def test_extremes_and_middles_are_chosen(stored, effects):
     effects = copy.deepcopy(effects)
     for rank, name in enumerate(sorted(effects, key=lambda name: stored[name]["known"]["a"])):
         for measure in MEASURES:  # of both deciding measures alike, so that the second takes the next ones
-            effects[name]["few"][measure]["effect"] = float(rank)
+            effects[name]["many"][measure]["effect"] = float(rank)
     chosen = chosen_languages(effects)
-    ranks = [int(effects[name]["few"]["accuracy"]["effect"]) for name in chosen]
+    ranks = [int(effects[name]["many"]["accuracy"]["effect"]) for name in chosen]
     assert ranks == [0, 1, 53, 52, 26, 27, 2, 3, 51, 50, 25, 28]
-    assert [int(effects[name]["few"]["accuracy"]["effect"]) for name in largest_effects(effects, chosen)] == [
+    assert [int(effects[name]["many"]["accuracy"]["effect"]) for name in largest_effects(effects, chosen)] == [
         53,
         52,
         51,
