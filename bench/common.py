@@ -32,6 +32,7 @@ from peft import LoraConfig  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel  # noqa: E402
 from trl import RewardConfig, RewardTrainer  # noqa: E402
 
+from icrm_lib.generator import LowerStates  # noqa: E402
 from icrm_lib.testbed import Language  # noqa: E402
 from icrm_lib.training.config import ICRMConfig  # noqa: E402
 from icrm_lib.training.trainer import ICRMTrainer  # noqa: E402
@@ -127,6 +128,8 @@ def make_trainer(
     pairs: int,
     *,
     lm_head: torch.Tensor | None = None,
+    frozen: int = 0,
+    states: LowerStates | None = None,
     **settings: Any,
 ) -> RewardTrainer:
     """Build "bt" (TRL's own trainer), "icrm" (cached probabilities) or "icrm + sft": same LoRA, same batches.
@@ -136,7 +139,8 @@ def make_trainer(
         base: folder of a model, or a model.
         data: what `random_pairs` returns.
         pairs: a batch.
-        lm_head: see `ICRMTrainer`.
+        lm_head, states: see `ICRMTrainer`.
+        frozen: so many layers from below have no LoRA.
         settings: more of `ICRMConfig`.
     """
     common = {
@@ -152,11 +156,12 @@ def make_trainer(
         "seed": 0,
     }
     options = {"train_dataset": data, "processing_class": Language().tokenizer}  # only its padding id matters here
-    options["peft_config"] = LoraConfig(task_type="SEQ_CLS", **LORA)
+    below = rf".*layers\.({'|'.join(map(str, range(frozen)))})\..*" if frozen else None
+    options["peft_config"] = LoraConfig(task_type="SEQ_CLS", **LORA, exclude_modules=below)
     if kind == "bt":
         return RewardTrainer(base, RewardConfig(**common, **settings), **options)
     config = ICRMConfig(sft_weight=0.001 if "sft" in kind else 0.0, **common, **settings)
-    return ICRMTrainer(base, config, lm_head=lm_head, **options)
+    return ICRMTrainer(base, config, lm_head=lm_head, states=states, **options)
 
 
 def trainer_step(trainer: RewardTrainer, *, update: bool = True) -> Callable[[], torch.Tensor]:

@@ -77,6 +77,8 @@ ROWS = (
     Row("shared prompts, ICRM's step / TRL's Bradley-Terry's", "prefix_sharing", "time_to_bt.icrm, shared", most=0.5),
     Row("shared prompts, with text term / the same", "prefix_sharing", "time_to_bt.icrm + sft, shared", most=0.75),
     Row("shared prompts, memory / TRL's", "prefix_sharing", "memory_to_bt.icrm, shared", most=1),
+    Row("step from kept lower layers (8 of 10) / all", "frozen_layers", "time_of_kept_to.all_layers", most=0.4),
+    Row("the same / frozen, but run each time", "frozen_layers", "time_of_kept_to.frozen", most=0.6),
     Row("plan's peak memory / measured", "plan_memory", "ratio", least=0.95, most=1.05),
     Row("scoring, times faster than a pipeline", "scoring", "times_faster_median_quartiles", least=6),
 )

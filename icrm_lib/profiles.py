@@ -158,6 +158,8 @@ class RewardModelSettings:
     # so many layers from below carry no LoRA. What they give is computed once and kept in this type ("none": each time)
     frozen_layers: Count = 0
     frozen_states: Literal["float16", "float32", "none"] = "float16"
+    # of the frozen weights and the arithmetic; "auto": bfloat16 on a GPU. Of use on a CPU with products of this type
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: Flag = False
     # no padding, and the prompt of a pair once: the same losses in less time (see `training.ICRMConfig`)
     padding_free: Flag | Literal["auto"] = "auto"
@@ -165,6 +167,10 @@ class RewardModelSettings:
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     quantization: Literal["", "4bit"] = ""  # "4bit": QLoRA, the frozen weights in four bits (needs bitsandbytes)
     save_steps: Count = 0  # a checkpoint every so many steps, to resume from; 0 = none
+
+    def in_bfloat16(self, on_gpu: bool) -> bool:
+        """Say whether training computes in bfloat16 on a GPU, or elsewhere."""
+        return on_gpu if self.precision == "auto" else self.precision == "bfloat16"
 
     @property
     def keeps_states(self) -> bool:

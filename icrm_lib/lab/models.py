@@ -88,7 +88,8 @@ def generator_scorer(data: Data, path: str, statistic: str) -> Scorer:
 def lower_layers_reader(data: Data, path: str, layers: int) -> Reader:
     """Return what passes rows through the model at `path`, in the type that reward models are trained in."""
     data.artefacts.refuse_several_processes("hidden states of the frozen layers")
-    model = load_causal_lm(path, dtype=torch.float32 if runtime.device() == "cpu" else torch.bfloat16)
+    bf16 = data.profile.reward_model.in_bfloat16(runtime.device() == "cuda")
+    model = load_causal_lm(path, dtype=torch.bfloat16 if bf16 else torch.float32)
     asked = {"temperature": data.profile.generator.temperature, "top_p": data.profile.generator.top_p}
     options = asked if data.profile.passes_once else {"probabilities": False}
     return states_reader(model, layers, data.tokenizer.pad_token_id, **options)

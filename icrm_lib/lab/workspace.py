@@ -170,6 +170,7 @@ class Workspace(Data):
             return None
         asked, layers = self.profile.generator, settings.frozen_layers
         key = {"model": model_fingerprint(self.base_model), "made_with": made_with(lower_layers_reader.__module__)}
+        key["precision"] = settings.precision
         key |= {"probabilities": [asked.temperature, asked.top_p] if self.profile.passes_once else None}
         reader = partial(lower_layers_reader, self, self.base_model, layers)
         options = {"layers": layers, "state_type": settings.frozen_states}

@@ -135,7 +135,7 @@ def token_nll(
     bias: torch.Tensor | None = None,
     reduction: str = "none",
 ) -> torch.Tensor:
-    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T + bias), never holding N x V logits.
+    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T + bias), of all N x V logits a chunk at a time.
 
     Args:
         hidden: last hidden states, one a predicted token. Shape: (N, H).
@@ -145,8 +145,12 @@ def token_nll(
         reduction: "none", or "mean" (half the time: its backward pass need not compute the logits again).
 
     Returns:
-        Shape: (N,), or () for "mean". Differentiable in `hidden`, `lm_head` and `bias`.
+        Shape: (N,), or () for "mean"; in the states' type or float32. Differentiable in `hidden`, `lm_head` and `bias`.
     """
+    if hidden.device.type == "cpu" and hidden.dtype.itemsize < 4 and len(hidden) <= 2 * ROWS_PER_CHUNK:
+        # There the fused op makes a float32 copy of the head in every call; rows this few need no chunks.
+        logits = F.linear(hidden, lm_head.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+        return F.cross_entropy(logits.float(), targets, reduction=reduction)
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=ROWS_PER_CHUNK, chunking_method=None)
     lm_head, bias = lm_head.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     return F.linear_cross_entropy(hidden, lm_head, targets, linear_bias=bias, reduction=reduction, options=options)
@@ -164,9 +168,11 @@ def decoder_states(model: torch.nn.Module, causal_lm: PreTrainedModel, **inputs:
         inputs: `input_ids`, `attention_mask`.
     """
     states = []
+    # As an index, not as a number: what a slice leaves is not contiguous, and the head would be copied for every row.
+    last = torch.tensor([-1], device=causal_lm.device)
     hook = causal_lm.get_decoder().register_forward_hook(lambda module, args, out: states.append(out[0]))
     try:
-        model(**inputs, use_cache=False, logits_to_keep=1)
+        model(**inputs, use_cache=False, logits_to_keep=last)
     finally:
         hook.remove()
     return states[0]

@@ -75,6 +75,7 @@ def find_stages(profile: Profile, method: str, device: Device, data: dict[str, A
     asked = model_config(generator.model) if generator.model else base
     rows, length, longest = 2 * data["pairs"], max(2, round(data["tokens"] / 2)), profile.data.max_length
     sizes = {"length": length, "bf16": device.bf16}
+    trained = {"length": length, "bf16": settings.in_bfloat16(device.bf16)}
     # A checkpoint that is only asked keeps its own type, a published one bfloat16.
     as_it_is = {"length": length, "bf16": device.bf16 or (generator.kind == "base" and name not in MADE_HERE)}
     found: list[dict[str, Any]] = []
@@ -104,7 +105,7 @@ def find_stages(profile: Profile, method: str, device: Device, data: dict[str, A
             f"{base.get_text_config().num_hidden_layers} layers; leave one at least to train"
         )
     if settings.keeps_states:
-        cost = costs.states_pass_cost(base, probabilities=profile.passes_once, max_length=longest, **sizes)
+        cost = costs.states_pass_cost(base, probabilities=profile.passes_once, max_length=longest, **trained)
         add("lower layers", base_name, cost, rows)
     # Where the same pass has answered, nobody is asked again.
     asks = reads_generator(settings) and not (profile.passes_once and statistic_of(settings) == "logprobs")
@@ -114,7 +115,7 @@ def find_stages(profile: Profile, method: str, device: Device, data: dict[str, A
             add("generator fit", name, cost, rows * generator.epochs)
         cost = costs.generator_pass_cost(asked, generator, max_length=longest, **as_it_is)
         add("generator pass", name, cost, rows)
-    cost = costs.reward_model_cost(base, settings, max_length=longest, **sizes)
+    cost = costs.reward_model_cost(base, settings, max_length=longest, **trained)
     add("reward model", base_name, cost, rows * settings.epochs)
     return found
 

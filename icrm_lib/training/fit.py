@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -72,7 +73,7 @@ def train_reward_model(
         seed: of head, LoRA and data order.
         eval_dataset: evaluated after every epoch when given.
         trained_length: tokens to which the data were cut when they were tokenised; the model keeps it.
-        bf16: frozen weights and arithmetic in bfloat16; on a GPU if None.
+        bf16: frozen weights and arithmetic in bfloat16; as `settings.precision` says if None.
         checkpoints: folder of checkpoints, of this training alone, written every `settings.save_steps` steps; one that
             is there already is resumed from.
         states: what the frozen lower layers give for all rows (`generator.cached_states`): they are then left out of
@@ -89,7 +90,7 @@ def train_reward_model(
     _refuse_frozen_layers(base_model, settings, states)
     folder.mkdir(parents=True, exist_ok=True)
     on_gpu = runtime.device() == "cuda"
-    bf16 = on_gpu if bf16 is None else bf16
+    bf16 = settings.in_bfloat16(on_gpu) if bf16 is None else bf16
     batch_size, accumulation = shared_batch(settings, runtime.processes())
     args = ICRMConfig(
         **{"output_dir": str(folder), **saving(checkpoints, settings.save_steps)},
@@ -142,7 +143,9 @@ def train_reward_model(
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # PEFT has the head, TRL a four-bit model's LoRA in bfloat16: small steps vanish
             weight.data = weight.data.float()
-    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
+    # Autocast would turn back what PEFT casts for its float32 weights.
+    with disable_input_dtype_casting(trainer.model, active=bf16 and not settings.quantization):
+        trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints, key) if checkpoints else None)
     refuse_non_finite_weights(trainer.model)
     return trainer
 

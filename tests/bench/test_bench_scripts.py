@@ -22,6 +22,7 @@ from icrm_lib.language_model.causal import padded
 BENCHMARKS = runtime.project_root() / "bench"
 SIZES = {"hidden": 32, "layers": 1, "vocabulary": 600, "pairs": 2, "length": 32}
 TINY = {
+    "frozen_layers": {"hidden": 32, "layers": 2, "frozen": 1, "vocabulary": 600, "pairs": 2, "rounds": 1},
     "generator_cache": {**SIZES, "rounds": 1, "grown": 50, "grown_rounds": 1},
     "growth": {**SIZES, "steps": 1, "most_length": 64, "most_pairs": 2, "most_vocabulary": 2000, "most_data": 1000},
     "method_cost": {**SIZES, "steps": 3, "most_methods": 2},

@@ -146,6 +146,13 @@ def test_the_head_trains_in_float32_on_a_bfloat16_backbone(train, tokenizer, row
     np.testing.assert_allclose(again, scores, atol=0.02)
 
 
+def test_the_precision_of_a_profile_is_taken_where_none_is_named(train):
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        model = train("icrm", precision=precision).model
+        assert model.get_input_embeddings().weight.dtype == dtype
+    assert not TINY.in_bfloat16(on_gpu=False) and TINY.in_bfloat16(on_gpu=True)
+
+
 def test_one_call_trains_and_the_result_saves(base_model, tokenizer, pairs_with_logprobs, tmp_path):
     settings = RewardModelSettings(lora_rank=2, lora_alpha=4, epochs=1, batch_size=8)
     trainer = train_reward_model(base_model, tokenizer, pairs_with_logprobs, settings, folder=tmp_path / "run", seed=0)
