@@ -1,4 +1,8 @@
-"""Folders with the published files."""
+"""Folders with the published files, and an address that stands in for theirs."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from published import TRAIN, UNIFIED, VAL, rated, write_lines, write_parquet, write_problems
@@ -18,3 +22,15 @@ def unified(tmp_path):
 @pytest.fixture
 def problems(tmp_path):
     return write_problems(tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """Address of the test's folder, over HTTP as the published ones are."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import threading
 from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -215,18 +212,6 @@ def test_a_bad_solution_is_refused_by_line(tmp_path, changes, reason):
 def test_an_unknown_subset_is_named():
     with pytest.raises(ValueError, match="unknown subset 'gsm8'; did you mean 'gsm8k'"):
         load_process_bench("gsm8")
-
-
-@pytest.fixture
-def served(tmp_path):
-    """Address of a folder: a stand-in for the published one."""
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *_: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 def test_the_address_is_read_when_its_bytes_are_the_published_ones(tmp_path, served, monkeypatch):

@@ -62,17 +62,20 @@ def test_the_hub_is_streamed_and_without_it_the_error_says_what_to_download(unif
     assert all(streamed[split][:] == from_files[split][:] for split in SPLITS)
 
 
-def test_lines_outside_the_hub_are_read_from_their_address(problems, tmp_path, monkeypatch):
+def test_lines_outside_the_hub_are_read_from_their_address(problems, served, tmp_path, monkeypatch):
     with open(problems / "prm800k" / "phase2_train.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(question(40, "one\u2028line"), ensure_ascii=False) + '\n{"question"\n')
     from_files, reports = load("prm800k", problems, tmp_path / "files", draw=solve)
-    address = str(problems / "prm800k" / "phase2_train.jsonl")
+    address = f"{served}/{(problems / 'prm800k').relative_to(tmp_path)}/phase2_train.jsonl"
     source = replace(prm800k.PRM800K, url=address)
     monkeypatch.setattr(prm800k, "PRM800K", source)
     streamed, same = load("prm800k", "", tmp_path / "streamed", draw=solve)
     assert all(streamed[split][:] == from_files[split][:] for split in SPLITS)
     assert [(r.line, r.reason) for r in same[0].refusals] == [(r.line, r.reason) for r in reports[0].refusals]
     assert [r.line for r in same[0].refusals] == [6, 83]
+    monkeypatch.setattr(prm800k, "PRM800K", replace(source, url=f"{address}.gz"))
+    with pytest.raises(ConnectionError, match="cannot read openai/prm800k, split 'phase2_train': .*404"):
+        load("prm800k", "", tmp_path / "none", draw=solve)
 
 
 def test_the_key_follows_stride_and_contents(unified):

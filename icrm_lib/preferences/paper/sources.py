@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import datasets
 
@@ -16,6 +17,7 @@ from icrm_lib.profiles import DataSettings
 from icrm_lib.rows import ENDINGS, ending, file_rows, json_lines
 
 SPLITS = ("train", "validation", "test")
+SECONDS = 60  # without a byte from an address
 Rows = Iterator[tuple[int, Any]]  # line from 1, row
 
 
@@ -83,9 +85,9 @@ def published_rows(source: Source, split: str, files: str, alone: bool) -> Rows:
                 yield last, row
         return
     try:
-        if source.url:  # as text: the JSON reader wants one schema for all rows, and these have several
-            lines = datasets.load_dataset("text", data_files=source.url, split="train", streaming=True)
-            yield from json_lines(row["text"].encode() for row in lines)
+        if source.url:
+            with urlopen(source.url, timeout=SECONDS) as lines:
+                yield from json_lines(lines)
         else:
             streamed = datasets.load_dataset(source.name, source.config or None, split=split, streaming=True)
             yield from enumerate(streamed, 1)
