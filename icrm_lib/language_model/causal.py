@@ -135,7 +135,7 @@ def token_nll(
     bias: torch.Tensor | None = None,
     reduction: str = "none",
 ) -> torch.Tensor:
-    """Negative log-likelihood of the targets under softmax(hidden @ lm_head^T + bias), of all N x V logits a chunk at a time.
+    """Negative log-likelihood of targets under softmax(hidden @ lm_head^T + bias), of N x V logits a chunk at a time.
 
     Args:
         hidden: last hidden states, one a predicted token. Shape: (N, H).
