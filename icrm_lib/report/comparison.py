@@ -25,7 +25,8 @@ def compare_folders(old: str | Path, new: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: the folders have no cell in common.
     """
-    names = sorted({path.name for path in Path(old).glob("*.json")} & {path.name for path in Path(new).glob("*.json")})
+    # The choices of tuning lie beside the cells.
+    names = sorted(set.intersection(*({path.name for path in Path(f).glob("*-seed_*.json")} for f in (old, new))))
     if not names:
         raise ValueError(f"{Path(old).name} and {Path(new).name} have no cell in common; train some of the same cells")
     pairs = [[records.read_json(Path(folder) / name)["metrics"] for folder in (old, new)] for name in names]

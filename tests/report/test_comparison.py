@@ -21,6 +21,8 @@ def test_means_and_the_largest_difference_are_those_of_the_common_cells(tmp_path
     write(old, "bt-seed_1.json", [2], [4], smooth=0.1, seconds=6)
     write(new, "bt-seed_1.json", [1], [4], smooth=None, seconds=3)
     write(old, "only-seed_0.json", [0], [5])
+    for folder in (old, new):
+        (folder / "tuning.json").write_text('{"bt": {"chosen": {"learning_rate": 0.001}}}')  # as `tune` leaves it
     frame = compare_folders(old, new).set_index("measure")
     assert list(frame.index) == ["accuracy on labels", "smoothness", "train seconds"]
     assert frame.loc["accuracy on labels"].tolist() == pytest.approx([2, 0.6, 0.525, -0.25])
