@@ -4,11 +4,14 @@ from icrm_lib.policy.credit import Credit, Drawn, direct, outcome, to_go
 from icrm_lib.policy.credit_trainer import CreditTrainer
 from icrm_lib.policy.dpo import implicit_rewards, pairs_from_samples, train_dpo
 from icrm_lib.policy.grpo import train_grpo
+from icrm_lib.policy.token_dpo import PairTokens, TokenDPOTrainer, weighted_loss
 
 __all__ = [
     "Credit",
     "CreditTrainer",
     "Drawn",
+    "PairTokens",
+    "TokenDPOTrainer",
     "direct",
     "implicit_rewards",
     "outcome",
@@ -16,4 +19,5 @@ __all__ = [
     "to_go",
     "train_dpo",
     "train_grpo",
+    "weighted_loss",
 ]

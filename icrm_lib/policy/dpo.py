@@ -17,6 +17,7 @@ from icrm_lib import runtime
 from icrm_lib.generator import model_scorer
 from icrm_lib.language_model.causal import load_causal_lm, lora_config
 from icrm_lib.language_model.checkpoints import LogFile
+from icrm_lib.policy.token_weights import WEIGHTS
 from icrm_lib.profiles import RewardModelSettings
 from icrm_lib.tokenization import Conversation
 
@@ -86,17 +87,22 @@ def train_dpo(
     folder: Path,
     seed: int,
     beta: float = 0.1,
+    trainer: Callable = DPOTrainer,
+    **config: Any,
 ) -> DPOTrainer:
     """Train a policy by DPO (arXiv 2305.18290) with LoRA; the reference is the base model, the adapter switched off.
 
     Args:
         base_model: local directory or hub id of a causal language model.
         tokenizer: its tokenizer, prepared.
-        pairs: `preferences.load_preferences` output: `prompt` (conversation), `chosen`, `rejected` (text).
+        pairs: `preferences.load_preferences` output: `prompt` (conversation), `chosen`, `rejected` (text); for a
+            `TokenDPOTrainer` also `chosen_weights`, `rejected_weights`.
         settings: LoRA, learning rate, epochs and batch size are read.
         folder: for `log.jsonl`.
         seed: of LoRA and data order.
         beta: strength of the pull towards the reference, > 0.
+        trainer: TRL's, or one like it with what it needs besides, e.g. `partial(TokenDPOTrainer, pair_loss=...)`.
+        config: arguments of `trl.DPOConfig` to add or change, e.g. `loss_type`.
 
     Returns:
         the finished trainer; `trainer.model` is the PEFT-wrapped policy.
@@ -106,16 +112,17 @@ def train_dpo(
     """
     if not len(pairs):
         raise ValueError("no pairs to train on; a reward that is the same for all responses gives none")
-    given, sides = pairs.select_columns(["prompt", "chosen", "rejected"]), ("chosen", "rejected")
+    sides = ("chosen", "rejected")
+    given = pairs.select_columns(["prompt", *sides, *(name for name in WEIGHTS if name in pairs.column_names)])
     rows = [row | {side: [{"role": "assistant", "content": row[side]}] for side in sides} for row in given]
-    args = DPOConfig(
-        **trainer_arguments(settings, folder, seed),
-        beta=beta,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
-        max_length=None,
-    )
-    return train_policy(DPOTrainer, args, rows, base_model, tokenizer, settings)
+    own = {
+        "beta": beta,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulation,
+        "max_length": None,
+    }
+    args = DPOConfig(**trainer_arguments(settings, folder, seed) | own | config)
+    return train_policy(trainer, args, rows, base_model, tokenizer, settings)
 
 
 def trainer_arguments(settings: RewardModelSettings, folder: Path, seed: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def train_grpo(
         group: samples a prompt; a reward counts by its distance from the mean of its group.
         max_new_tokens: longest response.
         trainer: TRL's, or one like it with what it needs besides, e.g. `partial(CreditTrainer, credit=to_go)`.
-        config: further arguments of `trl.GRPOConfig`, e.g. `loss_type`.
+        config: arguments of `trl.GRPOConfig` to add or change, e.g. `loss_type`.
 
     Returns:
         the finished trainer; `trainer.model` is the PEFT-wrapped policy, `trainer.state.num_input_tokens_seen` what it
@@ -57,13 +57,12 @@ def train_grpo(
         raise ValueError(f"{len(prompts)} prompts are fewer than batch_size {settings.batch_size}; lower it")
     # Sampling pays by the token step, hardly by the row: up to four steps live on the samples of one policy.
     steps = min(4, len(prompts) // settings.batch_size)
-    args = GRPOConfig(
-        **trainer_arguments(settings, folder, seed),
-        per_device_train_batch_size=group * settings.batch_size,
-        steps_per_generation=steps,
-        num_generations=group,
-        max_completion_length=max_new_tokens,
-        **config,
-    )
+    own = {
+        "per_device_train_batch_size": group * settings.batch_size,
+        "steps_per_generation": steps,
+        "num_generations": group,
+        "max_completion_length": max_new_tokens,
+    }
+    args = GRPOConfig(**trainer_arguments(settings, folder, seed) | own | config)
     rows = [{"prompt": prompt} for prompt in prompts]
     return train_policy(partial(trainer, reward_funcs=reward_function), args, rows, base_model, tokenizer, settings)
