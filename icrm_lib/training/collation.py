@@ -79,16 +79,15 @@ class DataCollatorForConsistency(DataCollatorWithLines):
             output["step_values"] = _placed(_sides(examples, STEP_COLUMNS), mask, "step values", fill=torch.nan)
         if self.reference:
             output["reference"] = torch.tensor(_sides(examples, REFERENCE_COLUMNS)).float()
-        lengths, width = attended.sum(1).tolist(), attended.shape[1]
         if self.padding_free:
+            lengths, width = attended.sum(1).tolist(), attended.shape[1]
             shared = _common_prompts(output["input_ids"], prompts) if self.prefix_sharing else None
             packed = packing(lengths, width, shared=shared, one_row=self.one_row)._asdict()
             output |= {name: packed[name] for name in packed if name != "segments" or self.prefix_sharing}
         if self.siblings:
             ids, logprobs = self._siblings(examples, mask)
-            packed = packing(lengths, width, shared=_common_prompts(output["input_ids"], prompts))
             output["sibling_probs"] = logprobs.exp()
-            output |= with_siblings(output["input_ids"], mask, ids, packed)._asdict()
+            output |= with_siblings(output["input_ids"], mask, ids)._asdict()
         return output
 
     def _siblings(self, examples: list[dict[str, Any]], mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -124,28 +124,20 @@ def layout_of(
 
 def _mask(segments: torch.Tensor, implementation: str, dtype: torch.dtype) -> Any:
     """Return who sees whom, in the form that the attention takes. Shape: (R, 1, L, L)."""
-    if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask  # starts the compiler: seconds, for GPUs alone
+    size = segments.shape[1]
 
-        size = segments.shape[1]
-        return create_block_mask(_sees(segments), len(segments), None, size, size, device=segments.device)
-    return dense_mask(seen_by(segments), implementation, dtype)
-
-
-def seen_by(segments: torch.Tensor) -> torch.Tensor:
-    """Return whether each query sees each key, from `Packing.segments`. Bool. Shape: (R, L) -> (R, L, L)."""
-    rows = torch.arange(len(segments), device=segments.device)[:, None, None]
-    columns = torch.arange(segments.shape[1], device=segments.device)
-    return _sees(segments)(rows, None, columns[:, None], columns)
-
-
-def _sees(segments: torch.Tensor) -> Callable:
     def sees(row, head, query, key):
         mine, other = segments[row, query], segments[row, key]
         shares = (mine // 3 == other // 3) & (other % 3 == _PROMPT)
         return (query >= key) & ((mine == other) | shares)
 
-    return sees
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask  # starts the compiler: seconds, for GPUs alone
+
+        return create_block_mask(sees, len(segments), None, size, size, device=segments.device)
+    rows = torch.arange(len(segments), device=segments.device)[:, None, None]
+    columns = torch.arange(size, device=segments.device)
+    return dense_mask(sees(rows, None, columns[:, None], columns), implementation, dtype)
 
 
 def call_packed(

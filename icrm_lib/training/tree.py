@@ -6,59 +6,43 @@ import torch
 
 from icrm_lib.language_model.attention import dense_mask, why_not_masked, with_leaves
 from icrm_lib.reward_model.head import capture_head
-from icrm_lib.training.packing import Packing, seen_by
 
 
 class Tree(NamedTuple):
-    """A packed batch of R rows and L columns, and behind each row M leaves.
+    """A padded batch of N rows and T columns, and behind each row M leaves.
 
     A leaf hangs below a response token that another one follows: it sees what that token sees, the token, and itself.
+    Each response has a row of its own, as a leaf costs as much attention as its row is long.
 
     Attributes:
-        tree_ids: token ids, those of the leaves last. Shape: (R, L + M).
-        tree_positions: their positions. Shape: (R, L + M).
-        tree_segments: `segments` of the packing. Shape: (R, L).
-        tree_parents: column of the token that a leaf hangs below. Shape: (R, M).
-        tree_places: index into the flattened tree of each leaf, 0 where there is none. Shape: (N, T, K).
+        tree_ids: token ids, those of the leaves last. Shape: (N, T + M).
+        tree_parents: column of the token that a leaf hangs below. Shape: (N, M).
+        tree_places: column of each leaf, 0 where there is none. Shape: (N, T, K).
     """
 
     tree_ids: torch.Tensor
-    tree_positions: torch.Tensor
-    tree_segments: torch.Tensor
     tree_parents: torch.Tensor
     tree_places: torch.Tensor
 
 
-def with_siblings(
-    input_ids: torch.Tensor, response_mask: torch.Tensor, sibling_ids: torch.Tensor, packed: Packing
-) -> Tree:
+def with_siblings(input_ids: torch.Tensor, response_mask: torch.Tensor, sibling_ids: torch.Tensor) -> Tree:
     """Hang siblings of the next token below every response token but the last.
 
     Args:
-        input_ids: padded batch. Shape: (N, T).
+        input_ids: right-padded batch. Shape: (N, T).
         response_mask: True on response tokens and the closing token. Bool. Shape: (N, T).
         sibling_ids: entry t stands in the place of token t + 1. Shape: (N, T, K).
-        packed: where the tokens of the batch lie.
     """
-    tokens, segments, places = packed
-    (rows, length), (_, width, count) = tokens.shape, sibling_ids.shape
-    n, t = (response_mask[:, :-1] & response_mask[:, 1:]).nonzero(as_tuple=True)
-    row, column = places[n, t] // length, places[n, t] % length
-    # The how-manyth bearing token of its row each one is.
-    order, bearing = row.argsort(stable=True), row.bincount(minlength=rows)
-    rank = torch.empty_like(row)
-    rank[order] = torch.arange(len(row)) - (bearing.cumsum(0) - bearing)[row[order]]
+    (rows, width), count = input_ids.shape, sibling_ids.shape[2]
+    bearing = response_mask[:, :-1] & response_mask[:, 1:]
+    row, column = bearing.nonzero(as_tuple=True)
+    rank = bearing.cumsum(1)[row, column] - 1  # the how-manyth bearing token of its row each one is
     slot = rank[:, None] * count + torch.arange(count)
-    most = int(bearing.max()) * count
-    ids, positions, parents = torch.zeros(3, rows, most, dtype=torch.long).unbind()
-    row = row[:, None]
-    ids[row, slot], positions[row, slot], parents[row, slot] = sibling_ids[n, t], t[:, None] + 1, column[:, None]
-    tree_places = torch.zeros_like(sibling_ids)
-    tree_places[n, t] = row * (length + most) + length + slot
-    trunk = torch.where(tokens >= 0, input_ids.flatten()[tokens.clamp(min=0)], 0)
-    trunk_positions = torch.where(tokens >= 0, tokens % width, 0)
-    both = torch.cat([trunk, ids], 1), torch.cat([trunk_positions, positions], 1)
-    return Tree(*both, segments, parents, tree_places)
+    ids, parents = torch.zeros(2, rows, int(bearing.sum(1).max()) * count, dtype=torch.long).unbind()
+    ids[row[:, None], slot], parents[row[:, None], slot] = sibling_ids[row, column], column[:, None]
+    places = torch.zeros_like(sibling_ids)
+    places[row, column] = width + slot
+    return Tree(torch.cat([input_ids, ids], 1), parents, places)
 
 
 def refuse_leaves(config, form: str) -> None:
@@ -89,8 +73,12 @@ def sibling_rewards(model: torch.nn.Module, tree: Tree, attention: str) -> torch
     Returns:
         arbitrary where there is no leaf. Shape: (N, T, K).
     """
-    seen = with_leaves(seen_by(tree.tree_segments), tree.tree_parents)
-    mask = dense_mask(seen, attention, next(model.parameters()).dtype)
+    ids, parents, places = tree
+    width = ids.shape[1] - parents.shape[1]
+    columns = torch.arange(width, device=ids.device).expand(len(ids), -1)
+    causal = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril().expand(len(ids), -1, -1)
+    mask = dense_mask(with_leaves(causal, parents), attention, next(model.parameters()).dtype)
+    positions = torch.cat([columns, parents + 1], 1)
     with capture_head(model) as head:
-        model(input_ids=tree.tree_ids, attention_mask=mask, position_ids=tree.tree_positions, use_cache=False)
-    return head.rewards.flatten()[tree.tree_places]
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    return head.rewards.gather(1, places.flatten(1)).view(places.shape)
