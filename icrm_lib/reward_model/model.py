@@ -179,13 +179,16 @@ class RewardModel:
         found = zip(rewards, places, starts, strict=True)
         return np.array([values[place - start] for values, place, start in found], dtype=np.float32)
 
+    @property
+    def _trained_length(self) -> int | None:
+        return self.model.config.to_dict().get("icrm_max_length")
+
     def _tokenized(
         self, conversations: Sequence[Conversation], max_length: int | None, *, offsets: bool = False
     ) -> list[Tokenized]:
         """Tokenise conversations, cut as in training unless another length is given."""
         conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
-        trained = self.model.config.to_dict().get("icrm_max_length")
-        length = trained if max_length is None else max_length
+        length = self._trained_length if max_length is None else max_length
         rows = tokenize_conversations(self.tokenizer, conversations, max_length=length, offsets=offsets)
         full = [talk for talk, row in zip(conversations, rows, strict=True) if len(row.input_ids) == length]
         if full and max_length is None and not self._has_warned:
@@ -253,14 +256,20 @@ class RewardModel:
     ) -> np.ndarray:
         """Score responses that are still being written: the reward after the last token that each has so far.
 
+        Where the model was trained with shorter conversations, the prompt loses its beginning as in `score`, each time
+        what it would lose if the response ended there.
+
         Args:
-            prompt: the conversation before the responses; encoded once.
+            prompt: the conversation before the responses; encoded once where nothing is cut.
             texts: the responses so far; "" has the reward at the end of the prompt.
             finished: whether each is complete; if so its score is that of the whole conversation, as in `score`.
             readout: of those that are not; "closing" reads them as if they ended here, see `token_scores`.
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
+
+        Raises:
+            tokenization.ResponseTooLong: a response alone is longer than what the model was trained with.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of texts, the responses so far; put a single one in a list")
@@ -269,7 +278,7 @@ class RewardModel:
         template = self.tokenizer.get_chat_template()
         prompt = checked_conversation(prompt, template, "the prompt", reply=False)
         rows = [
-            tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
+            tokenize_so_far(self.tokenizer, prompt, text, finished=whole, max_length=self._trained_length)
             for text, whole in zip(texts, finished, strict=True)
         ]
         ids, finished = [row.input_ids for row in rows], list(finished)
@@ -341,7 +350,8 @@ class RewardModel:
 
         Args:
             path: target directory.
-            adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only.
+            adapter_only: keep LoRA and head alone (small; loading needs the base model). PEFT models only. What is
+                loaded of it does not know to which length `score` should cut: give it `max_length`.
 
         Raises:
             ValueError: `adapter_only` without an adapter or for a model that averages; a tokenizer that gives other ids

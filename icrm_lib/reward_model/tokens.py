@@ -71,10 +71,19 @@ def _words(text: str) -> list[str]:
 
 
 def tokenize_so_far(
-    tokenizer: PreTrainedTokenizerBase, prompt: Conversation, text: str, *, finished: bool
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    text: str,
+    *,
+    finished: bool,
+    max_length: int | None = None,
 ) -> Tokenized:
-    """Tokenize a response that is still being written; without what the template adds at its end unless `finished`."""
-    row = tokenize_conversation(tokenizer, [*prompt, {"role": "assistant", "content": text}], offsets=True)
+    """Tokenize a response that is still being written; without what the template adds at its end unless `finished`.
+
+    With `max_length` the prompt loses what it would lose if the response ended here.
+    """
+    talk = [*prompt, {"role": "assistant", "content": text}]
+    row = tokenize_conversation(tokenizer, talk, max_length=max_length, offsets=True)
     added = 0 if finished else sum(start == end == len(text) for start, end in row.offsets)
     return row._replace(
         input_ids=row.input_ids[: len(row.input_ids) - added], offsets=row.offsets[: len(row.offsets) - added]
@@ -91,7 +100,8 @@ class RewardStream:
             rewards = stream.update(text)
 
     The last word of an unfinished text may be cut into other tokens when more of it is known; the tokens that changed
-    are computed again, the others are not.
+    are computed again, the others are not. No prompt is cut: where the conversation is longer than what the model was
+    trained with, `RewardModel.score` reads another score.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Conversation):

@@ -192,6 +192,7 @@ def unsharded_model(trainer: ICRMTrainer, settings: RewardModelSettings, folder:
     dtype = torch.bfloat16 if trainer.args.bf16 else torch.float32
     model = load_reward_model(adapter, dtype=dtype)[0]
     note_pooling(model, settings.pooling)  # an adapter has no configuration of the model
+    model.config.icrm_max_length = trainer.args.trained_length
     return model
 
 

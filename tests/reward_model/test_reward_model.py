@@ -132,6 +132,8 @@ def test_a_model_cuts_what_it_scores_as_it_was_trained_and_says_so_once(base_mod
     caplog.clear()
     np.testing.assert_allclose(kept.score([long, short], max_length=24), scores, atol=1e-6)
     assert kept.token_rewards(long)[-1].reward == pytest.approx(scores[0], abs=1e-5) and not caplog.text
+    prefixes = kept.score_prefixes(long[:-1], [long[-1]["content"]] * 2, [True, False], readout="closing")
+    np.testing.assert_allclose(prefixes, [scores[0]] * 2, atol=1e-5)
     whole = kept.score([long], max_length=200)
     assert abs(whole[0] - scores[0]) > 1e-6
 

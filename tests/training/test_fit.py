@@ -162,6 +162,13 @@ def test_one_call_trains_and_the_result_saves(base_model, tokenizer, pairs_with_
     assert entries[0]["step"] == 5 and "bt_loss" in entries[0]
 
 
+def test_a_model_put_together_from_its_adapter_still_knows_the_length_of_its_training(train, tmp_path):
+    trainer = train("bt")
+    trainer.args.trained_length = 77
+    whole = unsharded_model(trainer, dataclasses.replace(TINY, quantization="4bit"), tmp_path)
+    assert whole.config.icrm_max_length == 77
+
+
 def test_qlora_freezes_four_bits_and_saves_a_plain_model(train, tokenizer, rows, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is an optional package")
     settings = dataclasses.replace(TINY, quantization="4bit")
