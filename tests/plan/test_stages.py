@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 from icrm_lib.plan import files
 from icrm_lib.plan.files import expected_data
 from icrm_lib.plan.machine import DEVICES, model_config
+from icrm_lib.plan.stages import find_stages
 from icrm_lib.plan.text import file_line
 from icrm_lib.profiles import Profile, load_profile
 
@@ -34,6 +35,25 @@ def test_tokens_unknown_are_an_upper_bound():
     data = expected_data(own)
     assert (data["pairs"], data["tokens"]) == (100, 2048)
     assert data["pairs_are"] == "at most" and data["tokens_are"].startswith("at most")
+
+
+def stages_of(profile, method="icrm"):
+    return {stage["stage"]: stage for stage in find_stages(profile, method, DEVICES["80"], expected_data(profile))}
+
+
+def test_frozen_layers_are_a_stage_of_their_own_and_cheaper_after_it():
+    own = load_profile("smollm2-135m")
+    whole = replace(own, reward_model=replace(own.reward_model, frozen_layers=0))
+    frozen, fitted = (replace(own, generator=replace(own.generator, kind=kind)) for kind in ("base", "fitted"))
+    assert list(stages_of(frozen)) == ["lower layers", "reward model"]
+    assert list(stages_of(frozen, "bt")) == ["lower layers", "reward model"]
+    assert list(stages_of(whole)) == ["generator pass", "reward model"]
+    assert list(stages_of(fitted)) == ["lower layers", "generator fit", "generator pass", "reward model"]
+    costs = [stages_of(profile)["reward model"] for profile in (frozen, whole)]
+    assert costs[0]["flops"] < 0.5 * costs[1]["flops"] and costs[0]["trainable"] < costs[1]["trainable"]
+    assert stages_of(frozen)["lower layers"]["flops"] > stages_of(fitted)["lower layers"]["flops"]  # the vocabulary
+    with pytest.raises(ValueError, match="frozen_layers is 30, and smollm2 has 30 layers"):
+        stages_of(replace(own, reward_model=replace(own.reward_model, frozen_layers=30)))
 
 
 def test_an_unknown_model_needs_its_configuration():
