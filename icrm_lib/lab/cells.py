@@ -49,8 +49,8 @@ NEAR_BY = (1e-3, 2e-3, 4e-3)
 ON_POLICY = ("bt", "icrm", "true_scores")  # whose policies are also trained by GRPO
 # So many that two equal methods are found equal within `report.cells.MARGINS` more often than not (see
 # `report.design`).
-MAIN_SEEDS, SEEDS, FEW_SEEDS = range(16), range(8), range(5)
-TUNING_SEEDS = (100, 101)  # their training pairs and models are used for nothing else
+MAIN_SEEDS, SEEDS, FEW_SEEDS = range(16), range(6), range(5)
+TUNING_SEEDS = tuple(range(100, 106))  # their training pairs and models are used for nothing else
 PLAIN = {"generator": "fitted", "data": "plain", "base": "base"}
 KNOWN = {
     "method": list(EVERY_METHOD),

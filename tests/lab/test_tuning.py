@@ -81,9 +81,25 @@ def test_the_search_walks_to_a_best_trial_whose_neighbours_were_all_tried(surfac
     assert report["chosen"] == tuned["icrm"] and report["inside"]
     tried = {(trial["learning_rate"], trial["consistency_weight"]) for trial in report["trials"]}
     assert {(0.008, 0.8), (0.032, 0.8), (0.016, 0.6), (0.016, 0.9)} <= tried
-    assert len(report["trials"]) <= MOST_TRIALS and len(asked) == len(set(asked)) == 2 * len(report["trials"])
+    trials, runs = len(report["trials"]), sum(trial["seeds"] for trial in report["trials"])
+    assert trials <= MOST_TRIALS and len(asked) == len(set(asked)) == runs == 2 * (trials - 3) + 6 * 3
     tune(MICRO, [Cell("icrm", 0)], folder=tmp_path, workers=0)
-    assert len(asked) == 2 * len(report["trials"])  # nothing is tried twice
+    assert len(asked) == runs  # nothing is tried twice
+
+
+def test_settings_that_fail_on_other_seeds_than_the_first_are_not_chosen(surface, tmp_path, monkeypatch):
+    surface(lambda s: 0.0)
+    whole = cell_module.compute_cell
+
+    def fails_later(profile, cell, settings, purpose):
+        record = whole(profile, cell, settings, purpose)
+        good = {0.008: 0.9, 0.004: 0.8}.get(settings.learning_rate, 0.5)
+        right = 0.1 if settings.learning_rate == 0.008 and cell.seed >= 102 else good
+        record["metrics"]["accuracy"][VALIDATION]["right"] = [right]
+        return record
+
+    monkeypatch.setattr(cell_module, "compute_cell", fails_later)
+    assert tune(MICRO, [Cell("bt", 0)], folder=tmp_path, workers=0) == {"bt": {"learning_rate": 0.004}}
 
 
 def test_a_choice_on_the_edge_is_said_to_be_there(surface, tmp_path):
