@@ -43,6 +43,16 @@ def _effect(tables: dict[str, dict[str, list[float]]], measure: str) -> dict[str
     }
 
 
+def verdicts(effects: dict[str, dict]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count languages by regime and measure: "helps" and "hurts" where the interval leaves out 0, else "undecided"."""
+    counts = {regime: {measure: {"helps": 0, "hurts": 0, "undecided": 0} for measure in MEASURES} for regime in REGIMES}
+    for regime, of in counts.items():
+        for measure, count in of.items():
+            for effect in (one[regime][measure] for one in effects.values()):
+                count["helps" if effect["low"] > 0 else "hurts" if effect["high"] < 0 else "undecided"] += 1
+    return counts
+
+
 def regressions(records: Mapping[str, dict], effects: dict[str, dict]) -> dict[str, dict]:
     """Regress the predicted effects on the control variables: which one foretells them.
 
@@ -145,7 +155,7 @@ def predict(records: Mapping[str, dict]) -> dict:
         records: by language, what `study.study_language` returned.
 
     Returns:
-        `effects`, `regressions`, `chosen` and `largest` as above, and `theory`: by language the correlation of the
+        `chosen`, `largest`, `verdicts`, `effects`, `regressions` as above; `theory`: by language the correlation of the
         first-order shift with the observed one.
     """
     effects = predicted_effects(records)
@@ -160,6 +170,7 @@ def predict(records: Mapping[str, dict]) -> dict:
     return {
         "chosen": chosen,
         "largest": largest_effects(effects, chosen),
+        "verdicts": verdicts(effects),
         "effects": effects,
         "regressions": regressions(records, effects),
         "theory": theory,

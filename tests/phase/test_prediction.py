@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from icrm_lib.phase import MEASURES, WEIGHTINGS, phase_languages
-from icrm_lib.phase.prediction import chosen_languages, largest_effects, predicted_effects, regression, regressions
+from icrm_lib.phase.prediction import (
+    chosen_languages,
+    largest_effects,
+    predicted_effects,
+    regression,
+    regressions,
+    verdicts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,14 @@ def test_effects_have_intervals_and_ceilings(stored, effects):
         assert one["effect"] == pytest.approx(2 * record["known"]["a"], abs=0.02)
         assert one["effect"] == pytest.approx(one["probability"] - one["uniform"])
         assert one["ceiling"] == pytest.approx(max(0.5, 0.5 + 2 * record["known"]["a"]), abs=0.02)
+
+
+def test_an_effect_counts_where_its_interval_leaves_out_nothing(effects):
+    found = verdicts(effects)["few"]["change_auc"]
+    sizes = [one["few"]["change_auc"]["effect"] for one in effects.values()]
+    assert found["helps"] == pytest.approx(sum(size > 0.01 for size in sizes), abs=2)
+    assert found["hurts"] == pytest.approx(sum(size < -0.01 for size in sizes), abs=2)
+    assert sum(found.values()) == 54
 
 
 def test_the_control_that_makes_the_effect_is_found(stored, effects):
