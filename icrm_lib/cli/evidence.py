@@ -24,7 +24,8 @@ class Options:
         profile: of the grid.
         chosen: names of studies.
         engine: where cells are computed.
-        fresh: name of a folder of its own, in which every cell is trained again; empty to go on with the records.
+        fresh: name of a folder of its own, in which every cell that it lacks is trained again; empty to go on with
+            the records.
         design: compute nothing but what the planned seeds can decide.
     """
 
@@ -52,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         const=COMMIT,
         default="",
         metavar="NAME",
-        help="train every cell again, in a folder of that name (the commit's when left out), and compare",
+        help="train every cell again that a folder of that name (the commit's when left out) lacks, and compare",
     )
     parser.add_argument(
         "--design", action="store_true", help="write design.json: what the seeds can decide, from the records so far"

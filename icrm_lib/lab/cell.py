@@ -41,10 +41,7 @@ def compute_cell(
         metrics = {"weights": compare_weights(profile, cell)}
     else:
         with tempfile.TemporaryDirectory() as folder:
-            readouts, seconds = train(profile, cell, settings, Path(folder))
-            begin = time.perf_counter()
-            metrics = PURPOSES[purpose].measure(profile, cell, readouts, Path(folder))
-        metrics["seconds"] = {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}
+            metrics = _trained(profile, cell, settings, purpose, Path(folder))
     return {
         "config": cell_config(profile, cell, settings, purpose),
         # Not part of what makes a cell finished: the same settings give another base model on another machine, and
@@ -54,6 +51,19 @@ def compute_cell(
         "environment": records.environment(),
         "metrics": plain(metrics),
     }
+
+
+def _trained(profile: Profile, cell: Cell, settings: RewardModelSettings, purpose: str, folder: Path) -> dict[str, Any]:
+    """The metrics of a cell's model. A trial of tuning whose training diverges is one that gets no pair right."""
+    try:
+        readouts, seconds = train(profile, cell, settings, folder)
+    except FloatingPointError as error:
+        if not cell.is_trial:
+            raise
+        return held_out.nothing_right(profile) | {"diverged": str(error)}
+    begin = time.perf_counter()
+    metrics = PURPOSES[purpose].measure(profile, cell, readouts, folder)
+    return metrics | {"seconds": {"train": round(seconds, 2), "measure": round(time.perf_counter() - begin, 2)}}
 
 
 def code() -> str:

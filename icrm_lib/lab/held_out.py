@@ -141,6 +141,14 @@ def measure(profile: Profile, cell: Cell, readouts: Readouts, folder: Path) -> d
     return {"accuracy": {VALIDATION: _pair_counts(data, readouts["place"](data.rows, data.starts))}}
 
 
+def nothing_right(profile: Profile) -> dict[str, Any]:
+    """What `measure` gives for a trial that has no model: no validation pair is right."""
+    data = test_set(profile, VALIDATION)
+    count = np.bincount(data.prompts, minlength=data.prompts.max() + 1).tolist()
+    zeros = [0.0] * len(count)
+    return {"accuracy": {VALIDATION: {"right": zeros, "count": count, "gold_right": zeros, "gold_count": count}}}
+
+
 def measure_tokens(profile: Profile, readouts: Readouts) -> dict[str, Any]:
     """Measure token rewards on every test set, by each readout.
 
@@ -205,7 +213,7 @@ def _pair_counts(data: TestSet, rewards: list[np.ndarray]) -> dict[str, list[int
         # A tie is half right, as a coin is: models hardly tie, but the gold score does, and is the ceiling.
         "right": (chosen > rejected) + 0.5 * (chosen == rejected),
         "count": np.ones(len(chosen)),
-        "gold_right": (np.sign(chosen - rejected) == better) & (better != 0),
+        "gold_right": ((chosen - rejected) * better > 0) + 0.5 * ((chosen == rejected) & (better != 0)),
         "gold_count": better != 0,
     }
     return {key: np.bincount(data.prompts, weights=value, minlength=length).tolist() for key, value in counts.items()}

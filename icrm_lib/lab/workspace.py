@@ -233,6 +233,7 @@ class Workspace(Data):
             "labels": {name: records.fingerprint(train[name][:]) for name in labels},
             "generator": [asdict(self.profile.generator), self._generator_key()] if weighted else None,
             "seeds": [self.seed, seed],
+            "trained_length": self.profile.data.max_length,  # the model keeps it, and cuts what it scores
         }
 
         def make(folder: Path, checkpoints: Path) -> None:

@@ -57,7 +57,7 @@ def closing_scores(
         SequenceTooLong: a row with the closing tokens is longer than the model's positions.
     """
     rows, closing = [list(row) for row in rows], list(closing)
-    ended = [row[-len(closing) :] == closing for row in rows]
+    ended = [row[-len(closing) :] == closing and len(row) > len(closing) for row in rows]
     # Of a row that ends itself the tokens before the closing ones are open, of any other all.
     stops = [len(row) - len(closing) * end for row, end in zip(rows, ended, strict=True)]
     lengths = [stop + len(closing) for stop in stops]

@@ -3,7 +3,7 @@
 import copy
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from icrm_lib.reward_model.saving import save_model, save_tokenizer
 from icrm_lib.reward_model.tokens import RewardStream, TokenReward, at_offsets, merge_words, tokenize_so_far
 from icrm_lib.tokenization import (
     Conversation,
+    ResponseTooLong,
     Tokenized,
     adopt_tokenizer,
     checked_conversation,
@@ -127,14 +128,14 @@ class RewardModel:
                 `scoring.TOKENS_PER_BATCH` tokens allow.
             max_length: tokens; a longer conversation loses the beginning of its prompt. When None, the length that
                 the model was trained with, where its configuration has one (`icrm_max_length`); a warning counts what
-                was cut, once. (In training both responses of a pair lose the same part; to score pairs exactly so,
-                give `score_tokens` their token ids.)
+                was cut, and what stays whole because its response alone is longer, once. (In training both responses of
+                a pair lose the same part; to score pairs exactly so, give `score_tokens` their token ids.)
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
 
         Raises:
-            tokenization.ResponseTooLong: a response alone is longer than `max_length`.
+            tokenization.ResponseTooLong: a response alone is longer than the `max_length` given.
             language_model.positions.SequenceTooLong: a conversation is longer than the model's positions and no
                 `max_length` cuts it.
             ValueError: no conversations that end with a reply, or another argument out of range; says which.
@@ -188,22 +189,41 @@ class RewardModel:
     ) -> list[Tokenized]:
         """Tokenise conversations, cut as in training unless another length is given."""
         conversations = checked_conversations(conversations, self.tokenizer.get_chat_template())
-        length = self._trained_length if max_length is None else max_length
-        rows = tokenize_conversations(self.tokenizer, conversations, max_length=length, offsets=offsets)
-        full = [talk for talk, row in zip(conversations, rows, strict=True) if len(row.input_ids) == length]
-        if full and max_length is None and not self._has_warned:
-            whole = tokenize_conversations(self.tokenizer, full)
-            cut = sum(len(row.input_ids) > length for row in whole)
-            self._has_warned = cut > 0
-        else:
-            cut = 0
-        if cut:
+        rows = tokenize_conversations(self.tokenizer, conversations, max_length=max_length, offsets=offsets)
+        if max_length is not None:
+            return rows
+
+        def again(number: int, length: int) -> Tokenized:
+            return tokenize_conversation(self.tokenizer, conversations[number], max_length=length, offsets=offsets)
+
+        return self._cut_as_trained(rows, again)
+
+    def _cut_as_trained(self, rows: list[Tokenized], again: Callable[[int, int], Tokenized]) -> list[Tokenized]:
+        """Cut what is longer than the rows of training, and say so once.
+
+        A response that is longer alone cannot be cut so; training had none of its kind, and it is scored whole.
+
+        Args:
+            rows: uncut.
+            again: makes the row of a number anew, cut to a length.
+        """
+        length = self._trained_length
+        longer = [number for number, row in enumerate(rows) if length is not None and len(row.input_ids) > length]
+        rows, whole = list(rows), 0
+        for number in longer:
+            try:
+                rows[number] = again(number, length)
+            except ResponseTooLong:
+                whole += 1
+        if longer and not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "%d of %d conversations lost the beginning of their prompt to fit into the %d tokens that the model "
-                "was trained with; give max_length= to decide it (this is said once)",
-                cut,
+                "was trained with%s; give max_length= to decide it (this is said once)",
+                len(longer) - whole,
                 len(rows),
                 length,
+                f", and {whole} whose response alone is longer are scored whole" if whole else "",
             )
         return rows
 
@@ -267,9 +287,6 @@ class RewardModel:
 
         Returns:
             float32 array of raw rewards. Shape: (N,).
-
-        Raises:
-            tokenization.ResponseTooLong: a response alone is longer than what the model was trained with.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ValueError("texts must be a list of texts, the responses so far; put a single one in a list")
@@ -278,9 +295,15 @@ class RewardModel:
         template = self.tokenizer.get_chat_template()
         prompt = checked_conversation(prompt, template, "the prompt", reply=False)
         rows = [
-            tokenize_so_far(self.tokenizer, prompt, text, finished=whole, max_length=self._trained_length)
+            tokenize_so_far(self.tokenizer, prompt, text, finished=whole)
             for text, whole in zip(texts, finished, strict=True)
         ]
+
+        def again(number: int, length: int) -> Tokenized:
+            text, whole = texts[number], finished[number]
+            return tokenize_so_far(self.tokenizer, prompt, text, finished=whole, max_length=length)
+
+        rows = self._cut_as_trained(rows, again)
         ids, finished = [row.input_ids for row in rows], list(finished)
         if check_readout(readout) == "closing" and not pooling.is_mean(self.model):
             ids = [row if whole else row + self._closing for row, whole in zip(ids, finished, strict=True)]

@@ -118,6 +118,7 @@ def train_reward_model(
     )
     if not settings.quantization:
         args.model_init_kwargs["attn_implementation"] = attention = _attention(settings)
+    if not settings.quantization and settings.head != "mlp":  # its dropout draws otherwise in another layout
         # Methods without a term of ours are laid out as the others are: the same work for the same pairs.
         config = AutoConfig.from_pretrained(str(base_model), attn_implementation=attention, **NO_CODE)
         layout = layout_of(config, runtime.device(), args.padding_free, args.prefix_sharing)

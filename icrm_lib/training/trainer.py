@@ -148,7 +148,7 @@ class ICRMTrainer(RewardTrainer):
             refuse_leaves(self.model.config, args.form)
         if isinstance(self.data_collator, DataCollatorForConsistency):
             choices = {"padding_free": args.padding_free, "prefix_sharing": args.prefix_sharing}
-            if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()):
+            if _drops_out(self.model):
                 # Another layout draws other masks: an equally good training, but not the same to the digit.
                 choices = {name: choice is True for name, choice in choices.items()}
             layout = layout_of(self.model.config, self.accelerator.device.type, **choices)
@@ -346,6 +346,12 @@ def _pooled(call: Callable, head: HeadOutput, response_mask: torch.Tensor) -> Ca
         return mean_rewards(head.rewards, response_mask)
 
     return pooled
+
+
+def _drops_out(model: torch.nn.Module) -> bool:
+    """Whether anything is dropped out in training: by a module, or in the attention, which has none."""
+    attention = model.config.get_text_config().to_dict().get("attention_dropout") or 0.0
+    return attention > 0 or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def _of_pairs(value: torch.Tensor | Siblings, pairs: int) -> torch.Tensor | Siblings:

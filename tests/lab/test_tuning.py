@@ -11,6 +11,7 @@ from icrm_lib.lab import cell as cell_module
 from icrm_lib.lab.cell import cell_config
 from icrm_lib.lab.cells import EVERY_METHOD, TRUTH, TUNING_SEEDS, WEIGHTS, Cell, studies, tuned_as
 from icrm_lib.lab.held_out import VALIDATION
+from icrm_lib.lab.inputs import settings_of
 from icrm_lib.lab.tuning import (
     FIRST_TRIALS,
     MOST_TRIALS,
@@ -100,6 +101,21 @@ def test_settings_that_fail_on_other_seeds_than_the_first_are_not_chosen(surface
 
     monkeypatch.setattr(cell_module, "compute_cell", fails_later)
     assert tune(MICRO, [Cell("bt", 0)], folder=tmp_path, workers=0) == {"bt": {"learning_rate": 0.004}}
+
+
+def test_a_trial_that_diverges_gets_no_pair_right_and_stops_nothing(monkeypatch, tmp_path):
+    def diverges(*_):
+        raise FloatingPointError("the loss of step 3 is nan")
+
+    monkeypatch.setattr(cell_module, "train", diverges)
+    (trial,) = cells_of("bt", Trial(12), seeds=(100,))
+    record = cell_module.compute_cell(MICRO, trial, settings_of(MICRO, trial, {}))
+    assert record["metrics"]["diverged"] == "the loss of step 3 is nan"
+    counts = record["metrics"]["accuracy"][VALIDATION]
+    assert sum(counts["right"]) == 0 and sum(counts["count"]) == MICRO.data.validation_pairs
+    with pytest.raises(FloatingPointError):  # a model of the evidence is another matter
+        compared = Cell("bt", 0)
+        cell_module.compute_cell(MICRO, compared, settings_of(MICRO, compared, {}))
 
 
 def test_a_choice_on_the_edge_is_said_to_be_there(surface, tmp_path):

@@ -54,6 +54,12 @@ def test_a_start_at_the_closing_token_gives_the_score_of_the_whole():
         np.testing.assert_allclose(values, [one_by_one(model, [row], [5])[0][0]] * (6 - start), atol=1e-5)
 
 
+def test_the_closing_tokens_alone_are_a_row_like_any_other():
+    model = reward_model(CONFIGS["llama"])
+    (values,) = closing_scores(model, [[7, 9]], [0], [7, 9], pad_token_id=0)
+    np.testing.assert_allclose(values, np.concatenate(one_by_one(model, [[7, 7, 9], [7, 9, 7, 9]], [2, 3])), atol=1e-5)
+
+
 def test_a_row_that_has_no_room_for_its_closing_token_is_refused():
     model = reward_model(CONFIGS["llama"])
     assert model.config.max_position_embeddings == 512

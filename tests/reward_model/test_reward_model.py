@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 from icrm_lib.language_model.scratch import scratch_tokenizer
 from icrm_lib.reward_model import RewardModel, TokenReward, merge_words
 from icrm_lib.reward_model.head import add_mlp_head, capture_head
+from icrm_lib.tokenization import ResponseTooLong
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,21 @@ def test_a_model_cuts_what_it_scores_as_it_was_trained_and_says_so_once(base_mod
     np.testing.assert_allclose(prefixes, [scores[0]] * 2, atol=1e-5)
     whole = kept.score([long], max_length=200)
     assert abs(whole[0] - scores[0]) > 1e-6
+
+
+def test_a_response_that_is_longer_than_those_of_training_is_scored_whole_and_counted(base_model, tokenizer, caplog):
+    model = AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1)
+    long = [user("Why?"), assistant("listen very carefully. " * 8)]
+    short = [user("Why?"), assistant("listen.")]
+    uncut = RewardModel(model, tokenizer).score([long, short])
+    model.config.icrm_max_length = 24
+    found = RewardModel(model, tokenizer)
+    np.testing.assert_allclose(found.score([long, short]), uncut, atol=1e-6)
+    assert "0 of 2 conversations lost" in caplog.text and "and 1 whose response alone is longer" in caplog.text
+    prefixes = found.score_prefixes(long[:-1], [long[-1]["content"]], [True])
+    np.testing.assert_allclose(prefixes, uncut[:1], atol=1e-5)
+    with pytest.raises(ResponseTooLong):
+        found.score([long, short], max_length=24)
 
 
 def test_wrong_models_are_refused(base_model, tokenizer, reward_model, tmp_path):
