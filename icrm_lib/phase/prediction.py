@@ -8,8 +8,9 @@ from icrm_lib.measures.statistics import paired_difference
 from icrm_lib.phase.measured import MEASURES
 from icrm_lib.phase.study import REGIMES
 
-# One says whether rewards rank prefixes, one whether they move where they should: languages are chosen by these.
-DECIDING = ("agreement_expected", "change_auc")
+# One says whether rewards rank prefixes, one whether they move where they should: languages are chosen by these. Of the
+# measures of either kind on all tokens, these effects differ between languages by far more than by noise.
+DECIDING = ("agreement_score", "change_auc")
 CHOSEN, LARGEST = 12, 4
 
 
@@ -41,6 +42,21 @@ def _effect(tables: dict[str, dict[str, list[float]]], measure: str) -> dict[str
         "high": found.difference.high,
         "ceiling": max(float(values.mean()) for values in by_weighting.values()),
     }
+
+
+def reliability(records: Mapping[str, dict]) -> dict[str, dict[str, float]]:
+    """Return, by regime and measure, which share of the variance of effects between languages is no noise of seeds.
+
+    1 - mean squared standard error / variance of the effects, at most 1; below 0 where noise explains more than all.
+    """
+    result: dict[str, dict[str, float]] = {regime: {} for regime in REGIMES}
+    for regime in REGIMES:
+        for measure in MEASURES:
+            sides = [[one[regime][w][measure] for one in records.values()] for w in ("probability", "uniform")]
+            by_seed = np.subtract(*np.array(sides, dtype=float))  # (languages, seeds)
+            noise, spread = by_seed.var(axis=1, ddof=1).mean() / by_seed.shape[1], by_seed.mean(axis=1).var(ddof=1)
+            result[regime][measure] = float(1 - noise / spread) if spread > 0 else float("nan")
+    return result
 
 
 def verdicts(effects: dict[str, dict]) -> dict[str, dict[str, dict[str, int]]]:
@@ -155,8 +171,8 @@ def predict(records: Mapping[str, dict]) -> dict:
         records: by language, what `study.study_language` returned.
 
     Returns:
-        `chosen`, `largest`, `verdicts`, `effects`, `regressions` as above; `theory`: by language the correlation of the
-        first-order shift with the observed one.
+        `chosen`, `largest`, `verdicts`, `reliability`, `effects`, `regressions` as above; `theory`: by language the
+        correlation of the first-order shift with the observed one.
     """
     effects = predicted_effects(records)
     chosen = chosen_languages(effects)
@@ -171,6 +187,7 @@ def predict(records: Mapping[str, dict]) -> dict:
         "chosen": chosen,
         "largest": largest_effects(effects, chosen),
         "verdicts": verdicts(effects),
+        "reliability": reliability(records),
         "effects": effects,
         "regressions": regressions(records, effects),
         "theory": theory,

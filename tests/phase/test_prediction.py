@@ -12,6 +12,7 @@ from icrm_lib.phase.prediction import (
     predicted_effects,
     regression,
     regressions,
+    reliability,
     verdicts,
 )
 
@@ -51,6 +52,15 @@ def test_an_effect_counts_where_its_interval_leaves_out_nothing(effects):
     assert found["helps"] == pytest.approx(sum(size > 0.01 for size in sizes), abs=2)
     assert found["hurts"] == pytest.approx(sum(size < -0.01 for size in sizes), abs=2)
     assert sum(found.values()) == 54
+
+
+def test_what_differs_between_languages_is_reliable_and_noise_is_not(stored):
+    assert reliability(stored)["few"]["accuracy"] > 0.99
+    rng, same = np.random.default_rng(1), {name: {"few": {}, "many": {}} for name in stored}
+    for record in same.values():
+        for regime in record:
+            record[regime] = {w: {m: rng.normal(size=8).tolist() for m in MEASURES} for w in WEIGHTINGS}
+    assert abs(reliability(same)["few"]["accuracy"]) < 0.6
 
 
 def test_the_control_that_makes_the_effect_is_found(stored, effects):
