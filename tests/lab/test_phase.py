@@ -1,10 +1,12 @@
 """Records of the tabular stage: one a language, not made twice, and the prediction that comes of all of them."""
 
+import numpy as np
 import pytest
 
 from icrm_lib import records, runtime
 from icrm_lib.lab import phase
 from icrm_lib.phase import Sizes, phase_languages
+from icrm_lib.phase.prediction import chosen_languages, largest_effects
 from icrm_lib.phase.study import Regime
 
 TINY = Sizes(few=Regime(10, 2, 2, 10), many=Regime(12, 2, 2, 12), held_out=10)
@@ -56,3 +58,20 @@ def test_the_prediction_needs_every_language(project):
     found = records.read_json(path)
     assert found["code"] == ["same"] and set(found["effects"]) == set(phase_languages())
     assert len(set(found["chosen"])) == 12 and set(found["largest"]) < set(found["chosen"])
+
+
+def test_the_registered_prediction_is_what_the_records_say():
+    """Every language is recorded from a clean tree, and what is registered follows from the records by the rule."""
+    stored = {name: records.read_json(phase.record_path(name)) for name in phase_languages()}
+    assert all(phase.is_finished(name) for name in stored)
+    assert not any(record["environment"]["commit"].endswith("-dirty") for record in stored.values())
+    found = records.read_json(runtime.project_root() / "results" / "phase" / "prediction.json")
+    assert found["code"] == sorted({record["code"] for record in stored.values()})
+    effects = found["effects"]
+    assert found["chosen"] == chosen_languages(effects)
+    assert found["largest"] == largest_effects(effects, found["chosen"])
+    for name, record in stored.items():
+        for regime, measures in effects[name].items():
+            for measure, effect in measures.items():
+                sides = [record["metrics"][regime][w][measure] for w in ("probability", "uniform")]
+                assert effect["effect"] == pytest.approx(np.subtract(*sides).mean(), abs=1e-5)
