@@ -1,13 +1,12 @@
 """Tuning: the same search for every method, on validation pairs whose labels are as noisy as the training's.
 
-It starts with eight trials: four learning rates an octave apart times two values of the method's knob, or, where there
-is none, eight rates half an octave apart over the same range. Then the neighbours of the best trial are tried, until
-the best one has no neighbour that was not, so that no choice lies on the edge of what was looked at. All that on two
-seeds. Then the three best trials are run on four more, and the mean over all six decides: a rate at which some
-trainings fail looks as good as any on two seeds that did not.
+It starts with eight trials on two seeds: four learning rates an octave apart times two values of the method's knob, or,
+where there is none, eight rates half an octave apart over the same range. Then, until nothing is left to do: the three
+best trials are run on four more seeds, because a rate at which some trainings fail looks as good as any on two that did
+not; and the neighbours of the best of them are tried, so that no choice lies on the edge of what was looked at.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from icrm_lib.methods import Knob
 from icrm_lib.profiles import Profile
 
 RATES = tuple(float(f"{1e-3 * 2 ** (step / 2):.2g}") for step in range(-8, 16))  # half octaves, 6e-5 to 0.18
-FIRST_RATE, FIRST_TRIALS, MOST_TRIALS = 8, 8, 16
-SEARCH_SEEDS, FINALISTS = TUNING_SEEDS[:2], 3
+FIRST_RATE, FIRST_TRIALS, MOST_TRIALS = 8, 8, 24
+SEARCH_SEEDS, LEADERS = TUNING_SEEDS[:2], 3
 Changes = tuple[tuple[str, float], ...]  # (setting, value)
 
 
@@ -119,11 +118,11 @@ class _Search:
 
     def __init__(self, name: str):
         self.name, self.knob = name, knob_of(name)
-        self.trials, self.finalists = first_trials(self.knob), list[Trial]()
+        self.trials, self.led = first_trials(self.knob), set[Trial]()  # `led`: run on all seeds
 
     def cells(self) -> list[Cell]:
-        searched = [cell for trial in self.trials for cell in cells_of(self.name, trial, SEARCH_SEEDS)]
-        return searched + [cell for trial in self.finalists for cell in cells_of(self.name, trial)]
+        seeds = {trial: TUNING_SEEDS if trial in self.led else SEARCH_SEEDS for trial in self.trials}
+        return [cell for trial in self.trials for cell in cells_of(self.name, trial, seeds[trial])]
 
     def accuracy(self, trial: Trial, paths: dict[Cell, Path]) -> float:
         """Over the seeds that the trial was run on."""
@@ -131,21 +130,20 @@ class _Search:
         counts = [records.read_json(paths[cell])["metrics"]["accuracy"][VALIDATION] for cell in cells]
         return sum(sum(count["right"]) for count in counts) / sum(sum(count["count"]) for count in counts)
 
-    def ranked(self, trials: Sequence[Trial], paths: dict[Cell, Path]) -> list[Trial]:
-        return sorted(trials, key=lambda trial: self.accuracy(trial, paths), reverse=True)  # ties keep their order
+    def leaders(self, paths: dict[Cell, Path]) -> list[Trial]:
+        """The best trials, the best first; ties keep their order."""
+        return sorted(self.trials, key=lambda trial: self.accuracy(trial, paths), reverse=True)[:LEADERS]
 
     def best(self, paths: dict[Cell, Path]) -> Trial:
-        return self.ranked(self.finalists or self.trials, paths)[0]
+        return self.leaders(paths)[0]
 
     def go_on(self, paths: dict[Cell, Path]) -> None:
-        """Add the neighbours of the best trial that were not tried, as far as `MOST_TRIALS` allows; then finalists."""
-        if self.finalists:
-            return
-        fresh = [trial for trial in self.best(paths).neighbours(self.knob) if trial not in self.trials]
-        fresh = fresh[: MOST_TRIALS - len(self.trials)]
-        self.trials += fresh
-        if not fresh:
-            self.finalists = self.ranked(self.trials, paths)[:FINALISTS]
+        """Let the leaders be run on all seeds; where they were, the neighbours of the best be tried."""
+        leaders = self.leaders(paths)
+        if self.led.issuperset(leaders):
+            fresh = [trial for trial in leaders[0].neighbours(self.knob) if trial not in self.trials]
+            self.trials += fresh[: MOST_TRIALS - len(self.trials)]
+        self.led.update(leaders)
 
     def report(self, paths: dict[Cell, Path]) -> dict:
         """What the search looked at: the choice, whether all its neighbours were tried, and every trial."""
