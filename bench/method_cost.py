@@ -43,7 +43,7 @@ def every_column(args: argparse.Namespace) -> Dataset:
         more |= {f"{side}_step_values": rng.random(answers)}
         more |= {f"{side}_label": np.ones(count), f"{side}_reference": np.full(count, -100.0)}
         for name, values in more.items():
-            data = data.add_column(name, list(values))
+            data = data.add_column(name, values.tolist())
     return data
 
 
