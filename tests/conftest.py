@@ -11,12 +11,11 @@ runtime.quiet()
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from rows import draw  # noqa: E402
+from rows import draw, language_pairs  # noqa: E402
 from styles import STYLES, raw_tokenizer  # noqa: E402
 
 from icrm_lib.language_model.scratch import small_llama  # noqa: E402
-from icrm_lib.preferences import preference_rows, tokenize_pairs  # noqa: E402
+from icrm_lib.preferences import tokenize_pairs  # noqa: E402
 from icrm_lib.testbed import Language, known_truth  # noqa: E402
 from icrm_lib.tokenization import prepare_tokenizer  # noqa: E402
 
@@ -59,9 +58,7 @@ def base_model(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def pairs(language, tokenizer):
     """48 tokenised testbed pairs."""
-    rows = language.preference_pairs(48, np.random.default_rng(0))
-    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    return tokenize_pairs(preference_rows(Dataset.from_list(rows))[0], tokenizer, max_length=256)[0]
+    return tokenize_pairs(language_pairs(language, 48), tokenizer, max_length=256)[0]
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 import json
 
 import numpy as np
+from datasets import Dataset
+
+from icrm_lib.preferences import preference_rows
 
 
 def draw(language, n, seed=0):
@@ -16,6 +19,13 @@ def draw(language, n, seed=0):
         rows.append(render(chat, return_dict=False))
         texts.append(text)
     return rows, starts, texts
+
+
+def language_pairs(language, count):
+    """Pairs of the testbed as `load_preferences` gives them."""
+    rows = language.preference_pairs(count, np.random.default_rng(0))
+    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    return preference_rows(Dataset.from_list(rows))[0]
 
 
 def user(text):

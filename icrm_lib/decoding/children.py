@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from icrm_lib.decoding.guided import Step
 from icrm_lib.decoding.prefixes import KeptPrefixes
-from icrm_lib.language_model.attention import dense_mask, why_not_masked, with_leaves
+from icrm_lib.language_model.attention import dense_mask, why_no_leaves, with_leaves
 from icrm_lib.language_model.positions import refuse_too_long, steady_length
 from icrm_lib.measures.tokens import TokenScorer
 from icrm_lib.reward_model.head import capture_head
@@ -61,10 +61,8 @@ class TreeScorer:
     """
 
     def __init__(self, model: PreTrainedModel):
-        reason = why_not_masked(model.config)
-        if model.config._attn_implementation == "flex_attention":
-            reason = "flex_attention takes no mask of a tree"
-        elif reason is None and steady_length(model.config) is not None:
+        reason = why_no_leaves(model.config)
+        if reason is None and steady_length(model.config) is not None:
             reason = "its RoPE frequencies depend on the length of a row"
         if reason:
             raise ValueError(f"next tokens cannot be leaves of one forward pass: {reason}; use scored_by_rows")

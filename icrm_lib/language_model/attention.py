@@ -21,6 +21,13 @@ def why_not_masked(config: PreTrainedConfig) -> str | None:
     return reason
 
 
+def why_no_leaves(config: PreTrainedConfig) -> str | None:
+    """As `why_not_masked`, for the dense mask of a tree (see `with_leaves`), which FlexAttention does not take."""
+    if config._attn_implementation == "flex_attention":
+        return "attention 'flex_attention' takes block masks"
+    return why_not_masked(config)
+
+
 def unmasked_architecture(config: PreTrainedConfig) -> str | None:
     """As `why_not_masked`, whatever the attention implementation."""
     text = config.get_text_config()

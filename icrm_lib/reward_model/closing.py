@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from icrm_lib.language_model.attention import dense_mask, why_not_masked, with_leaves
+from icrm_lib.language_model.attention import dense_mask, why_no_leaves, with_leaves
 from icrm_lib.language_model.causal import batches_of, padded
 from icrm_lib.language_model.positions import refuse_too_long, steady_length
 from icrm_lib.reward_model.head import capture_head
@@ -63,15 +63,13 @@ def closing_scores(
     lengths = [stop + len(closing) for stop in stops]
     refuse_too_long(model.config, lengths)
     steady = steady_length(model.config)
-    if why_not_masked(model.config) or model.config._attn_implementation == "flex_attention":
-        leafless = list(range(len(rows)))
-    else:
-        leafless = [i for i, length in enumerate(lengths) if steady is not None and length > steady]
+    bare = why_no_leaves(model.config) is not None
+    leafless = [i for i, length in enumerate(lengths) if bare or (steady is not None and length > steady)]
     results: list[np.ndarray] = [np.empty(0, dtype=np.float32)] * len(rows)
     for i in leafless:
         results[i] = _row_a_prefix(model, rows[i], starts[i], stops[i], closing, pad_token_id, batch_size)
     sizes = [stop + len(closing) * max(stop - start, 1) for start, stop in zip(starts, stops, strict=True)]
-    members = [i for i in range(len(rows)) if i not in set(leafless)]
+    members = sorted(set(range(len(rows))).difference(leafless))
     for batch in batches_of(members, sizes, tokens=TOKENS_PER_BATCH, rows=batch_size):
         places = [list(range(min(starts[i], stops[i] - 1), stops[i])) for i in batch]
         rewards = _leaves(model, [rows[i][: stops[i]] for i in batch], places, closing, pad_token_id)

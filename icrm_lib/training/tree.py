@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from icrm_lib.language_model.attention import dense_mask, why_not_masked, with_leaves
+from icrm_lib.language_model.attention import dense_mask, why_no_leaves, with_leaves
 from icrm_lib.reward_model.head import capture_head
 
 
@@ -52,10 +52,7 @@ def refuse_leaves(config, form: str) -> None:
         config: of the model, with the attention implementation it was loaded with.
         form: of the consistency term, for the message.
     """
-    reason = why_not_masked(config)
-    if config._attn_implementation == "flex_attention":
-        reason = "attention 'flex_attention' takes block masks"
-    if reason:
+    if reason := why_no_leaves(config):
         raise ValueError(
             f"form={form!r} hangs next tokens below every token of a row, but {reason}; load the model with attention "
             "'sdpa' or 'eager' where that is the cause, else choose another form"

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from rows import language_pairs
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
@@ -75,9 +76,7 @@ TINY = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8}
 @pytest.fixture(scope="module")
 def texts(language):
     """24 testbed pairs as `load_preferences` gives them."""
-    rows = language.preference_pairs(24, np.random.default_rng(0))
-    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    return preference_rows(Dataset.from_list(rows))[0]
+    return language_pairs(language, 24)
 
 
 @pytest.fixture(scope="module")

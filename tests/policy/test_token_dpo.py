@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from rows import language_pairs
 from trl import DPOTrainer
 
 from icrm_lib.language_model.causal import load_causal_lm
 from icrm_lib.policy import TokenDPOTrainer, train_dpo, weighted_loss
-from icrm_lib.preferences import preference_rows
 from icrm_lib.profiles import RewardModelSettings
 
 SETTINGS = RewardModelSettings(lora_rank=4, lora_alpha=8, batch_size=2, epochs=1, learning_rate=1e-2)
@@ -19,9 +18,7 @@ SETTINGS = RewardModelSettings(lora_rank=4, lora_alpha=8, batch_size=2, epochs=1
 
 @pytest.fixture(scope="module")
 def texts(language):
-    rows = language.preference_pairs(6, np.random.default_rng(0))
-    rows = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
-    return preference_rows(Dataset.from_list(rows))[0]
+    return language_pairs(language, 6)
 
 
 @pytest.fixture(scope="module")
